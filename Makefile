@@ -1,0 +1,38 @@
+# Everything a fresh machine needs: `make demo` and `make test` set up what they use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types wheel assets clean
+
+demo: $(STAMP)
+	$(BIN)/swift-rm demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# The wheel, installed in an empty environment, used from another folder.
+wheel: $(STAMP)
+	PYTHON=$(abspath $(BIN)/python) BASE_PYTHON=$(PYTHON) sh .ci/check_wheel
+
+# The embedded models again, from nothing, as they were made: about an hour on two cores.
+assets: $(STAMP)
+	$(BIN)/python examples/train_tiny_reasoner.py --last late --out swift_rm/assets/tiny-reasoner
+	$(BIN)/python examples/train_tiny_reasoner.py --init swift_rm/assets/tiny-reasoner --first polish --seed 1 --out swift_rm/assets/tiny-reasoner
+	$(BIN)/python examples/train_tiny_reward.py --out swift_rm/assets/tiny-reasoner-reward
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

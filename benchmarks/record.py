@@ -1,0 +1,61 @@
+"""What every benchmark shares: its arguments, paired ratios, and a result file with versions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read ``--quick``, ``--json`` and ``--out``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute on two cores")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/NAME.json, none with --quick)")
+    return parser.parse_args()
+
+
+def paired_ratio(one: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Time both in turn, after one round that does not count; return the median of the ratios and of both times in seconds."""
+    times: list[tuple[float, float]] = []
+    for i in range(rounds + 1):
+        pair = []
+        for run in (one, other) if i % 2 else (other, one):  # the order alternates: a drifting machine favours neither
+            start = time.perf_counter()
+            run()
+            pair.append(time.perf_counter() - start)
+        times.append((pair[0], pair[1]) if i % 2 else (pair[1], pair[0]))
+    ratios = sorted(a / b for a, b in times[1:])
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[0],
+        "ratio_high": ratios[-1],
+        "seconds": statistics.median(a for a, _ in times[1:]),
+        "seconds_other": statistics.median(b for _, b in times[1:]),
+    }
+
+
+def finish(name: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Print the result, and write it with device, versions and the command that made it."""
+    command = " ".join(["python", f"benchmarks/{name}.py", *(arg for arg in sys.argv[1:] if arg in ("--quick", "--json"))])
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    record = {**result, "command": command, "device": device, "threads": torch.get_num_threads(), "versions": versions}
+    out = args.out or (None if args.quick else RESULTS / f"{name}.json")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record) if args.json else "\n".join(f"{key:28} {value}" for key, value in record.items()))

@@ -1,0 +1,73 @@
+"""The model card written beside every saved reward model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from swift_rm.config import SwiftConfig
+
+CARD_MARK = "library_name: swift-rm"
+
+
+def model_card(config: SwiftConfig, parameters: int) -> str:
+    """Write the card: what the head reads, its base model, its training data's size, its evaluation table."""
+    base = config.base_model or "not recorded"
+    hub_id = base.count("/") == 1 and not base.startswith((".", "/"))
+    front = ["---", CARD_MARK, "tags: [reward-model, hidden-states, best-of-n, swift]"]
+    front += [f"base_model: {json.dumps(base)}"] if hub_id else []
+    training = "\n".join(f"| {key} | {_cell(value)} |" for key, value in config.training.items()) or "| not recorded | |"
+    return "\n".join(
+        [
+            *front,
+            "---",
+            "# Hidden-state reward model",
+            "",
+            f"A linear head of {parameters:,} parameters that reads the hidden states of a language model while it",
+            "generates and says how likely the response is right. Made with `swift-rm` (method: SWIFT, arXiv 2505.12225).",
+            "It is of use with its base model only.",
+            "",
+            "| reads | |",
+            "|---|---|",
+            f"| base model | {_cell(base)}, revision {_cell(config.base_revision or 'not recorded')} |",
+            f"| source | {config.source} |",
+            f"| layers | {', '.join(map(str, config.layers))} of 0..{config.base_layers or '?'} |",
+            f"| hidden size | {config.hidden_size} |",
+            f"| position | {config.position} |",
+            f"| region | {_cell(config.region)} |",
+            f"| gate | {'yes' if config.gate else 'no'} |",
+            "",
+            "## Training",
+            "",
+            "| | |",
+            "|---|---|",
+            training,
+            "",
+            "## Evaluation",
+            "",
+            evaluation_table(config.evaluation) if config.evaluation else "No evaluation was stored with this model.",
+            "",
+        ]
+    )
+
+
+def evaluation_table(evaluation: Mapping[str, Any]) -> str:
+    """Write the accuracies of an evaluation's JSON as a Markdown table, in percent with intervals over questions."""
+    auroc = evaluation.get("auroc_within", {})
+    lines = [
+        f"{evaluation['questions']} questions, {evaluation['n']} responses each.",
+        "",
+        "| rule | accuracy % | 95 % interval |",
+        "|---|---|---|",
+    ]
+    for rule, figure in evaluation["accuracy"].items():
+        lines.append(f"| {rule} | {100 * figure['value']:.1f} | {100 * figure['low']:.1f} to {100 * figure['high']:.1f} |")
+    if "swift" in auroc:
+        lines += ["", f"Within-question AUROC: {auroc['swift']['value']:.3f}."]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

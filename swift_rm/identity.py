@@ -1,0 +1,88 @@
+"""A reward model knows its base model: how that is recorded, and checked whenever the two meet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swift_rm.config import SwiftConfig
+from swift_rm.rollouts import Rollout
+from swift_rm.tap import model_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of the vocabulary and the chat template, 16 hex digits."""
+    content = json.dumps([sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])), tokenizer.chat_template])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def model_identity(model: PreTrainedModel) -> dict[str, Any]:
+    """Return ``{"id", "revision"}`` of a loaded model, as the rollout records keep it; a folder is known by its last name."""
+    name = model.name_or_path or type(model).__name__
+    name = Path(name).resolve().name if os.path.isdir(name) else name
+    return {"id": name, "revision": getattr(model.config, "_commit_hash", None)}
+
+
+def describe_base(config: SwiftConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> SwiftConfig:
+    """Return the configuration with everything that identifies its base model filled in; raise ValueError if it names another."""
+    shape, identity = model_shape(model), model_identity(model)
+    check_base_model(config, model, tokenizer)
+    return replace(
+        config.for_base(shape.layers),
+        base_model=config.base_model or identity["id"],
+        base_revision=config.base_revision or identity["revision"],
+        fingerprint=fingerprint(tokenizer) if tokenizer is not None else config.fingerprint,
+    )
+
+
+def check_base_model(config: SwiftConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Raise ValueError that names both models unless this is the language model that the reward model was trained on.
+
+    Hidden size, number of layers, vocabulary and chat template are compared, and names where both are Hub ids (a
+    folder's name says nothing). What the configuration does not record cannot be checked.
+    """
+    if config.source != "hidden":
+        raise ValueError(f"this reward model reads {config.source!r}, not hidden states")
+    shape, name = model_shape(model), model_identity(model)["id"]
+    trained_on = f"the reward model was trained on {config.base_model or 'an unnamed model'}"
+    if shape.hidden_size != config.hidden_size:
+        raise ValueError(
+            f"expected hidden states of width {config.hidden_size} ({trained_on}, layers {config.layers}), "
+            f"but {name} has hidden size {shape.hidden_size}"
+        )
+    if config.base_layers is not None and shape.layers != config.base_layers:
+        raise ValueError(f"{trained_on} with {config.base_layers} layers, but {name} has {shape.layers}")
+    config.for_base(shape.layers)
+    if config.fingerprint and tokenizer is not None and fingerprint(tokenizer) != config.fingerprint:
+        raise ValueError(
+            f"{trained_on}, whose vocabulary and chat template have fingerprint {config.fingerprint}, "
+            f"but those of {name} have {fingerprint(tokenizer)}"
+        )
+    if _hub_id(config.base_model) and _hub_id(name) and config.base_model != name:
+        raise ValueError(f"{trained_on}, but this is {name}")
+
+
+def check_sampled_by(rollouts: Sequence[Rollout], model: PreTrainedModel) -> None:
+    """Warn, with counts, if rollouts were sampled by another model than the one whose states are about to be read."""
+    name = model_identity(model)["id"]
+    others = Counter(rollout.model["id"] for rollout in rollouts if rollout.model.get("id", name) != name)
+    if others:
+        warnings.warn(
+            f"{others.total()} of {len(rollouts)} rollouts were sampled by {', '.join(others)}, "
+            f"not by {name}, whose states are read",
+            stacklevel=3,
+        )
+
+
+def _hub_id(name: str | None) -> bool:
+    return name is not None and name.count("/") == 1 and not name.startswith((".", "/", "~"))

@@ -1,0 +1,183 @@
+"""The reward model: configuration, head and calibration, saved as safetensors with a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from swift_rm.calibration import Calibration
+from swift_rm.card import CARD_MARK, model_card
+from swift_rm.config import SwiftConfig
+from swift_rm.files import write_whole
+from swift_rm.head import GatedHead, TokenScores
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
+    """Score responses by a gated linear read-out of a language model's hidden states (SWIFT, arXiv 2505.12225).
+
+    ``rm(features [T, D], offsets [B + 1]) -> rewards [B]`` is differentiable; ``features`` may be a list of the
+    configured layers' states ``[T, d]`` instead, in the order of ``config.layers``. A reward is a logit;
+    ``probability`` applies the calibration.
+    """
+
+    config: SwiftConfig
+
+    def __init__(self, config: SwiftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head = GatedHead(config.width, config.gate)
+
+    def forward(self, features: Tensor | Sequence[Tensor], offsets: Tensor) -> Tensor:
+        """Compute the rewards ``[B]`` of packed responses."""
+        rewards: Tensor = self.head(features, offsets)
+        return rewards
+
+    def token_scores(self, features: Tensor | Sequence[Tensor]) -> TokenScores:
+        """Compute gate and reward of each token, ``[T]`` each."""
+        return self.head.token_scores(features)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return the stored calibration, or None if none was fitted."""
+        return Calibration.from_dict(self.config.calibration) if self.config.calibration else None
+
+    def probability(self, rewards: ArrayLike) -> NDArray[Any]:
+        """Return the probability of being right for each reward: calibrated if a calibration is stored, else the sigmoid."""
+        return (self.calibration or Calibration("temperature"))(rewards)
+
+    def save_pretrained(  # type: ignore[override,unused-ignore]
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Save ``model.safetensors``, ``config.json`` and a model card, each file whole or not at all.
+
+        Raises ValueError if the folder holds another model; a README that is not our card is left alone.
+        """
+        folder = Path(save_directory)
+        check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        write_whole(folder / WEIGHTS, save_safetensors(weights, metadata={"format": "pt"}))
+        write_whole(folder / CONFIG, json.dumps(self.config.to_dict(), indent=2, sort_keys=True) + "\n")
+        if not (folder / CARD).exists() or CARD_MARK in (folder / CARD).read_text(encoding="utf-8", errors="replace"):
+            write_whole(folder / CARD, model_card(self.config, sum(p.numel() for p in self.parameters())))
+        if push_to_hub:
+            return str(self.push_to_hub(repo_id=repo_id or folder.name, **push_to_hub_kwargs))
+        return None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override,unused-ignore]
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **hub_kwargs: Any
+    ) -> SwiftRewardModel:
+        """Load a reward model from a folder or a Hub id; raise ValueError if its keys or sizes do not fit its configuration."""
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            if folder.is_absolute() or str(pretrained_model_name_or_path).startswith("."):
+                raise FileNotFoundError(f"no reward model folder at {folder}")
+            folder = _download(str(pretrained_model_name_or_path), revision, hub_kwargs)
+        missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder} is not a reward model folder: it has no {' and no '.join(missing)}")
+        try:
+            config = SwiftConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+            weights = load_safetensors((folder / WEIGHTS).read_bytes())
+        except (ValueError, TypeError, OSError, SafetensorError) as error:
+            raise ValueError(f"{folder} is not a readable reward model: {error}") from error
+        model = cls(config)
+        model.load_checked(weights, folder / WEIGHTS)
+        return model
+
+    def load_checked(self, weights: Mapping[str, Tensor], origin: str | Path) -> None:
+        """Load weights; raise ValueError that names keys and shapes that do not fit, or numbers that are not finite."""
+        expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in weights.items()}
+        if expected != found:
+            raise ValueError(f"{origin} does not fit its configuration: expected {expected}, found {found}")
+        broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+        if broken:
+            raise ValueError(f"{origin} holds NaN or Inf in {broken}")
+        self.load_state_dict({name: value.float() for name, value in weights.items()})
+
+    @classmethod
+    def from_published(
+        cls,
+        path: str | Path,
+        *,
+        layers: Sequence[int],
+        hidden_size: int,
+        base_model: str | None = None,
+        base_layers: int | None = None,
+    ) -> SwiftRewardModel:
+        """Read a checkpoint of the paper's code: a bare ``state_dict`` of ``fused_layer`` (gate and reward) or ``reward_layer``.
+
+        The file says neither layers nor base model, so the caller does; sizes are checked against layers x hidden size.
+        Its states are those at the response's own tokens (``position="token"``). Nothing is unpickled but tensors.
+        """
+        from swift_rm.published import read_published
+
+        weight, bias = read_published(path)
+        config = SwiftConfig(
+            hidden_size,
+            tuple(layers),
+            base_model=base_model,
+            position="token",
+            gate=weight.shape[0] == 2,
+            base_layers=base_layers,
+        )
+        if weight.shape[1] != config.width:
+            raise ValueError(
+                f"{path} has {weight.shape[1]} weights per row, "
+                f"but {len(config.layers)} layers x hidden size {hidden_size} = {config.width}"
+            )
+        model = cls(config)
+        model.load_checked({"head.weight": weight, "head.bias": bias}, path)
+        return model
+
+    def with_evaluation(self, evaluation: Mapping[str, Any]) -> SwiftRewardModel:
+        """Return the same model with the main figures of an evaluation's JSON, which its configuration and card will carry."""
+        return self.with_config(evaluation={key: evaluation[key] for key in ("questions", "n", "accuracy", "auroc_within")})
+
+    def with_config(self, **changes: Any) -> SwiftRewardModel:
+        """Return the same head under a changed configuration."""
+        model = SwiftRewardModel(replace(self.config, **changes))
+        model.load_state_dict(self.state_dict())
+        return model
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise ValueError if a reward model may not be saved here: a file, or a folder that holds another model."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder for a reward model")
+    if not (folder / CONFIG).exists() and not (folder / WEIGHTS).exists():
+        return
+    try:
+        SwiftConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError):
+        raise ValueError(f"{folder} holds another model, which would be overwritten; choose another folder") from None
+
+
+def _download(repo_id: str, revision: str | None, hub_kwargs: Mapping[str, Any]) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS, CONFIG], **hub_kwargs))
+    except (OSError, ValueError) as error:  # no network, no such repository, not even an id
+        raise FileNotFoundError(
+            f"no reward model {repo_id!r}: it is no folder here, and the Hub did not give it ({error})"
+        ) from error

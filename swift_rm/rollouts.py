@@ -1,0 +1,113 @@
+"""The rollout record: one sampled response as one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from swift_rm.json_lines import iter_json_lines
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response to one question, as it was sampled.
+
+    ``prompt_ids`` and ``response_ids`` are the truth (the response's end-of-sequence token included); the texts are for
+    people. ``answer`` is None where the grader found none; ``label`` is 1 right, 0 not, None ungraded. ``extra`` keeps
+    unknown keys and the per-token statistics of sampling: ``token_logprobs``, ``token_confidence`` (DeepConf's, [R]
+    each) and ``self_certainty``.
+    """
+
+    question_id: str
+    prompt: Prompt
+    prompt_ids: list[int]
+    response: str
+    response_ids: list[int]
+    finish_reason: str
+    answer: str | None = None
+    label: int | None = None
+    reward: float | None = None
+    logprob_mean: float | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Write the record as one line of JSON, without the line's end; a non-finite number becomes null."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return json.dumps(finite({**known, **self.extra}), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Rollout:
+        """Read a record from its JSON object; raise ValueError that says which key is missing or of the wrong kind."""
+        for key, (kind, word) in _REQUIRED.items():
+            if key not in record:
+                raise ValueError(f"the record has no {key!r}")
+            if not isinstance(record[key], kind):
+                raise ValueError(f"{key!r} must be {word}, got {record[key]!r:.60}")
+        for key in ("prompt_ids", "response_ids"):
+            if not all(isinstance(token, int) and token >= 0 for token in record[key]):
+                raise ValueError(f"{key!r} must be a list of token ids")
+        if record.get("label") not in (None, 0, 1):
+            raise ValueError(f"'label' must be 1, 0 or null, got {record['label']!r:.60}")
+        for key in ("reward", "logprob_mean"):
+            if isinstance(record.get(key), bool) or not isinstance(record.get(key), int | float | None):
+                raise ValueError(f"{key!r} must be a number or null, got {record[key]!r:.60}")
+        names = {f.name for f in fields(cls)} - {"extra"}
+        extra = {key: value for key, value in record.items() if key not in names}
+        return cls(**{key: value for key, value in record.items() if key in names}, extra=extra)
+
+
+_REQUIRED: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "question_id": (str, "text"),
+    "prompt": ((str, list), "text or a list of chat messages"),
+    "prompt_ids": (list, "a list of token ids"),
+    "response": (str, "text"),
+    "response_ids": (list, "a list of token ids"),
+    "finish_reason": (str, "text"),
+}
+
+
+def finite(value: Any) -> Any:
+    """Return JSON-ready values with None for every number that JSON lacks."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def iter_rollouts(path: str | Path, *, skip_bad_lines: bool = False, skipped: Counter[str] | None = None) -> Iterator[Rollout]:
+    """Yield the records of a JSONL file; a bad line raises ValueError with file and line, or is counted in ``skipped``."""
+    for number, record in iter_json_lines(path):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            rollout = Rollout.from_dict(record)
+        except ValueError as error:
+            if not skip_bad_lines:
+                raise (error if error is record else ValueError(f"{path}:{number}: not a rollout record: {error}")) from error
+            if skipped is not None:
+                skipped[str(path)] += 1
+            continue
+        yield rollout
+
+
+def read_rollouts(path: str | Path, *, skip_bad_lines: bool = False, skipped: Counter[str] | None = None) -> list[Rollout]:
+    """Read all records of a JSONL file; see :func:`iter_rollouts`."""
+    return list(iter_rollouts(path, skip_bad_lines=skip_bad_lines, skipped=skipped))
+
+
+def group_by_question(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
+    """Group records by question, in the order of their first appearance."""
+    groups: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.question_id, []).append(rollout)
+    return groups

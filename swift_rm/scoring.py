@@ -1,0 +1,88 @@
+"""Rewards of responses that already exist, as text, chat messages or token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from swift_rm.encoding import Encoded, Prompt, Response, encode
+from swift_rm.identity import check_base_model
+from swift_rm.packing import packed_states
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from swift_rm.reward_model import SwiftRewardModel
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rm: SwiftRewardModel,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    *,
+    batch_size: int = 32,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> list[float]:
+    """Compute the reward of each response to its prompt by one teacher-forced pass of the language model.
+
+    A prompt is text, chat messages (the tokenizer's template is applied) or token ids; a response is text (the
+    end-of-sequence token is appended, as when it was sampled) or token ids, which are read as they are. The tokenizer
+    may be None where all are ids and the region is the whole response. States of one batch at a time are held. Raises
+    ValueError for another base model, an empty response, a region without tokens, a sequence longer than the model's
+    context, and states that are NaN or Inf.
+    """
+    check_base_model(rm.config, model, tokenizer)
+    encoded = encode(model, tokenizer, prompts, responses, rm.config.marker, chat_template_kwargs)
+    empty = [i for i, one in enumerate(encoded) if one.region.flag == "region_empty"]
+    if empty:
+        raise ValueError(f"response {empty[0]} has no token after the marker {rm.config.marker!r}")
+    rewards = score_encoded(model, rm, encoded, batch_size=batch_size, progress=progress)
+    broken = [i for i, reward in enumerate(rewards) if reward != reward or abs(reward) == float("inf")]
+    if broken:
+        layer = find_broken_layer(model, rm, encoded[broken[0]])
+        raise ValueError(
+            f"response {broken[0]} has NaN or Inf in the states of layer {layer} ({len(broken)} responses are affected)"
+        )
+    return rewards
+
+
+def score_encoded(
+    model: PreTrainedModel,
+    rm: SwiftRewardModel,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[float]:
+    """Compute the rewards of encoded responses; NaN where the states are not finite."""
+    config = rm.config
+    rewards = [float("nan")] * len(encoded)
+    with (
+        tqdm(total=len(encoded), desc="scoring", unit="response", disable=not progress, delay=2) as bar,
+        torch.inference_mode(),
+    ):
+        for packed in packed_states(model, config.layers, config.position, encoded, batch_size=batch_size):
+            device = rm.head.weight.device
+            values = rm([layer.to(device) for layer in packed.layers], packed.offsets.to(device))
+            for index, value in zip(packed.indices, values.tolist(), strict=True):
+                rewards[index] = value
+            bar.update(len(packed.indices))
+            del packed  # before the next batch is read
+    return rewards
+
+
+def find_broken_layer(model: PreTrainedModel, rm: SwiftRewardModel, encoded: Encoded) -> str:
+    """Return the first layer whose states of this response are not finite, or say that only their sum is not."""
+    config = rm.config
+    with torch.inference_mode():
+        for packed in packed_states(model, config.layers, config.position, [encoded]):
+            for layer, states in zip(config.layers, packed.layers, strict=True):
+                if not bool(torch.isfinite(states).all()):
+                    return str(layer)
+    return "none (the states are finite, their product with the head is not)"

@@ -1,0 +1,61 @@
+"""Log-probabilities of sampled tokens, gathered while `generate` runs, in constant memory per token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOP_K = 20
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Figures of sampled tokens, ``[rows, steps]`` each, from the model's distribution before temperature and top-p.
+
+    ``logprob`` of the chosen token; ``confidence``: DeepConf's, minus the mean of the top 20 log-probabilities;
+    ``certainty``: self-certainty's term, ``-(1/V) sum_j log(V p_j)``.
+    """
+
+    logprob: Tensor
+    confidence: Tensor
+    certainty: Tensor
+
+
+class StatisticsRecorder:
+    """Record token statistics as a logits processor that changes nothing.
+
+    A processor sees logits before their token is drawn, so each step's log-probabilities wait one call for their token;
+    ``finish`` gives the last one.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: Tensor | None = None
+        self._logprob: list[Tensor] = []
+        self._confidence: list[Tensor] = []
+        self._certainty: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Take the logits ``[rows, V]`` of the next token; return them as they are."""
+        self._settle(input_ids[:, -1])
+        logprobs = torch.log_softmax(scores.float(), dim=-1)
+        finite = torch.isfinite(logprobs)
+        mean = logprobs.masked_fill(~finite, 0).sum(-1) / finite.sum(-1)
+        self._certainty.append(-(mean + math.log(logprobs.shape[-1])))
+        top = logprobs.topk(min(TOP_K, logprobs.shape[-1])).values
+        kept = torch.isfinite(top)
+        self._confidence.append(-top.masked_fill(~kept, 0).sum(-1) / kept.sum(-1))
+        self._waiting = logprobs
+        return scores
+
+    def finish(self, sequences: Tensor) -> TokenStatistics:
+        """Return the statistics of all steps, given what `generate` returned ``[rows, prompt + steps]``."""
+        self._settle(sequences[:, -1])
+        return TokenStatistics(*(torch.stack(part, dim=1).cpu() for part in (self._logprob, self._confidence, self._certainty)))
+
+    def _settle(self, chosen: Tensor) -> None:
+        if self._waiting is not None:
+            self._logprob.append(self._waiting.gather(-1, chosen[:, None]).squeeze(-1))
+            self._waiting = None

@@ -1,0 +1,73 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "['torch', 'transformers', 'trl', 'triton', 'sklearn', 'math_verify']"
+    assert run(f"import sys, swift_rm; print([m for m in {heavy} if m in sys.modules])") == "[]"
+
+
+def test_the_reward_model_needs_neither_transformers_nor_scikit_learn():
+    program = "import sys; from swift_rm import SwiftConfig, SwiftRewardModel, HiddenStateTap; print([m for m in "
+    assert run(program + "['transformers', 'trl', 'triton', 'sklearn'] if m in sys.modules])") == "[]"
+
+
+def test_help_needs_no_torch():
+    program = "import sys; sys.modules['torch'] = None; sys.argv = ['swift-rm', '--help']; from swift_rm.cli import main; main()"
+    assert "best-of-n" in run(program)
+
+
+@pytest.mark.parametrize("first", ["swift_rm.fit", "swift_rm.best_of_n"])
+def test_functions_named_like_their_files_stay_functions(first):
+    program = f"import {first}; from swift_rm import fit, best_of_n, score; from {first} import {first.split('.')[1]} as f; "
+    assert run(program + "print(callable(fit), callable(best_of_n), callable(score), callable(f))") == "True True True True"
+
+
+def test_every_public_name_is_there_and_others_are_not():
+    import swift_rm
+
+    assert all(getattr(swift_rm, name) is not None for name in swift_rm.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'reward'"):
+        _ = swift_rm.reward
+
+
+def test_arrows_point_one_way():
+    """Only cli -> capabilities -> reward_model -> head -> swift_rm_kernels -> torch; nothing imports upwards."""
+    below = {
+        "cli": 9,
+        "commands": 8,
+        "demo": 7,
+        "best_of_n": 6,
+        "fit": 6,
+        "sampling": 5,
+        "features": 5,
+        "scoring": 4,
+        "reward_model": 2,
+        "head": 1,
+    }
+    for path in sorted((ROOT / "swift_rm").rglob("*.py")):
+        names = {
+            node.module.split(".")[1]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("swift_rm.")
+        }
+        own = below.get(path.stem)
+        if own is not None:
+            assert all(below.get(name, 0) < own for name in names), f"{path.name} imports upwards: {names}"
+        assert path.stem == "cli" or "cli" not in names
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert "import swift_rm." not in path.read_text()
+        assert "from swift_rm " not in path.read_text()
+        assert "from swift_rm." not in path.read_text()

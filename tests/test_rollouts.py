@@ -1,0 +1,55 @@
+import json
+import math
+from collections import Counter
+
+import pytest
+
+from swift_rm.rollouts import Rollout, group_by_question, read_rollouts
+
+
+def test_a_record_survives_its_line_and_unknown_keys_are_kept(make_rollout, tmp_path):
+    rollout = make_rollout(reward=1.5, extra={"sample": 3, "note": "ä\nb", "token_logprobs": [-0.1, -0.2]})
+    (tmp_path / "r.jsonl").write_text(rollout.to_json() + "\n\n", encoding="utf-8")
+    assert read_rollouts(tmp_path / "r.jsonl") == [rollout]
+    assert "\n" not in rollout.to_json()
+
+
+def test_numbers_that_json_lacks_become_null(make_rollout):
+    line = make_rollout(reward=math.nan, extra={"token_logprobs": [-math.inf, -1.0]}).to_json()
+    assert json.loads(line)["reward"] is None
+    assert json.loads(line)["token_logprobs"] == [None, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question_id": "q", "prom', r"r\.jsonl:2: not valid JSON"),
+        ("[1, 2]", r"r\.jsonl:2: not a JSON object"),
+        ('{"question_id": "q"}', r"r\.jsonl:2: not a rollout record: the record has no 'prompt'"),
+        ({"question_id": 7}, r"r\.jsonl:2: .*'question_id' must be text, got 7"),
+        ({"response_ids": ["a"]}, r"r\.jsonl:2: .*'response_ids' must be a list of token ids"),
+        ({"label": 2}, r"r\.jsonl:2: .*'label' must be 1, 0 or null, got 2"),
+        ({"reward": "high"}, r"r\.jsonl:2: .*'reward' must be a number or null, got 'high'"),
+    ],
+)
+def test_a_bad_line_is_reported_with_file_and_line_or_skipped_and_counted(make_rollout, tmp_path, line, message):
+    path = tmp_path / "r.jsonl"
+    bad = line if isinstance(line, str) else json.dumps({**json.loads(make_rollout().to_json()), **line})
+    path.write_text(f"{make_rollout().to_json()}\n{bad}\n{make_rollout('z').to_json()}\n")
+    with pytest.raises(ValueError, match=message):
+        read_rollouts(path)
+    skipped = Counter()
+    assert [r.question_id for r in read_rollouts(path, skip_bad_lines=True, skipped=skipped)] == ["q", "z"]
+    assert skipped == {str(path): 1}
+
+
+def test_bytes_that_are_no_text_are_a_bad_line_not_a_crash(make_rollout, tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(b"\xff\xfe\x00{\n")
+    with pytest.raises(ValueError, match=r"r\.jsonl:1: not valid JSON"):
+        read_rollouts(tmp_path / "r.jsonl")
+
+
+def test_questions_keep_the_order_of_their_first_appearance(make_rollout):
+    groups = group_by_question([make_rollout("b"), make_rollout("a"), make_rollout("b")])
+    assert [(name, len(group)) for name, group in groups.items()] == [("b", 2), ("a", 1)]
+    assert isinstance(groups["a"][0], Rollout)
