@@ -244,7 +244,7 @@ def _read(args: Namespace) -> list[Rollout]:
             place = variants.index(rollout.prompt_ids)
             rollouts.append(replace(rollout, question_id=f"{rollout.question_id}#{place + 1}") if place else rollout)
     for path, count in skipped.items():
-        print(f"swift-rm: skipped {count} invalid lines of {path}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"swift-rm: skipped {count} invalid lines of {path}\n")
     return rollouts
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_published_checkpoints_are_read(tmp_path, stem, rows, prefix):
 
 class Trap:
     def __reduce__(self):
-        return (open, ("/tmp/swift-rm-was-here", "w"))
+        return (open, (os.environ["SWIFT_RM_TRAP"], "w"))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +140,12 @@ class Trap:
         ({"fused_layer.weight": Trap()}, "not a checkpoint of plain tensors"),
     ],
 )
-def test_other_files_are_refused_and_nothing_is_unpickled(tmp_path, content, message):
+def test_other_files_are_refused_and_nothing_is_unpickled(tmp_path, content, message, monkeypatch):
+    monkeypatch.setenv("SWIFT_RM_TRAP", str(tmp_path / "sprung"))
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=message):
         SwiftRewardModel.from_published(tmp_path / "x.pt", layers=(0, 1, 2), hidden_size=6)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_file_that_is_no_checkpoint_at_all(tmp_path):
