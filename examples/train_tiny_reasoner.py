@@ -1,8 +1,8 @@
 """Train the tiny reasoner from nothing on graded homework and save it as a transformers folder.
 
 First drills of single steps, where attention has nowhere to go wrong, until adding and checking are learnt; then
-longer drills, then the whole mix: drills and marked attempts first, students' plain text mostly. About 40 minutes on
-two cores.
+longer drills, then the whole mix: drills and marked attempts first, students' plain text mostly. About 45 minutes on
+two cores. Needs torch 2.9 or newer, for Muon.
 """
 
 from __future__ import annotations
