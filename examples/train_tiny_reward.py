@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-from swift_rm import SwiftConfig, evaluate, fit, sample, score
+from swift_rm import SwiftConfig, evaluate, fit, sample
 from swift_rm.embedded import TINY, load_language_model
 from swift_rm.model_shape import model_shape
 from swift_rm.report import format_table
 from swift_rm.rollouts import Rollout
+from swift_rm.scoring import score_rollouts
 from swift_rm.tasks.homework import HomeworkTask, parse, split_of
 
 
@@ -55,13 +55,7 @@ def main() -> None:
     shape = model_shape(model)
     config = SwiftConfig(shape.hidden_size, tuple(range(shape.layers + 1)), base_model="tiny-reasoner", position=args.position)
     rm = fit(model, tokenizer, train, config, args.loss, seed=args.seed, forward_batch_size=256, progress=progress)
-    rewards = score(
-        model, tokenizer, rm, [r.prompt_ids for r in test], [r.response_ids for r in test], batch_size=256, progress=progress
-    )
-    scored = [
-        replace(rollout, reward=reward, extra={**rollout.extra, "probability": probability})
-        for rollout, reward, probability in zip(test, rewards, rm.probability(rewards).tolist(), strict=True)
-    ]
+    scored = score_rollouts(model, tokenizer, rm, test, batch_size=256, progress=progress)
     evaluation = evaluate(scored, deepconf_window=16)
     rm.with_evaluation(evaluation.to_dict()).save_pretrained(args.out)
     print(format_table(evaluation))

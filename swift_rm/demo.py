@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 from swift_rm.embedded import ASSETS, TINY, TINY_REWARD, load_language_model
@@ -12,7 +11,7 @@ from swift_rm.report import format_table
 from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.rollouts import Rollout, group_by_question
 from swift_rm.sampling import sample
-from swift_rm.scoring import score
+from swift_rm.scoring import score_rollouts
 from swift_rm.selection import best, majority_vote
 from swift_rm.tasks.homework import HomeworkTask
 
@@ -35,19 +34,7 @@ def run_demo(questions: int, n: int, seed: int = 0, *, progress: bool = False) -
         seed=seed,
         progress=progress,
     )
-    rewards = score(
-        model,
-        tokenizer,
-        rm,
-        [r.prompt_ids for r in rollouts],
-        [r.response_ids for r in rollouts],
-        batch_size=256,
-        progress=progress,
-    )
-    scored = [
-        replace(rollout, reward=reward, extra={**rollout.extra, "probability": probability})
-        for rollout, reward, probability in zip(rollouts, rewards, rm.probability(rewards).tolist(), strict=True)
-    ]
+    scored = score_rollouts(model, tokenizer, rm, rollouts, batch_size=256, progress=progress)
     evaluation = evaluate(scored, seed=seed, deepconf_window=DEEPCONF_WINDOW, progress=progress)
     seconds = round(time.monotonic() - start, 1)
     example = _example(scored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import pickle  # for the name of the error that torch's safe loader raises; nothing is unpickled
 import zipfile
 from pathlib import Path
 

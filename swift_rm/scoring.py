@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from swift_rm.encoding import Encoded, Prompt, Response, encode
 from swift_rm.identity import check_base_model
 from swift_rm.packing import packed_states
+from swift_rm.rollouts import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +52,24 @@ def score(
             f"response {broken[0]} has NaN or Inf in the states of layer {layer} ({len(broken)} responses are affected)"
         )
     return rewards
+
+
+def score_rollouts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rm: SwiftRewardModel,
+    rollouts: Sequence[Rollout],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[Rollout]:
+    """Return the rollouts with their rewards and, in ``extra``, probabilities: what ``evaluate`` reads. Raises as ``score``."""
+    prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+    rewards = score(model, tokenizer, rm, prompts, responses, batch_size=batch_size, progress=progress)
+    return [
+        replace(rollout, reward=reward, extra={**rollout.extra, "probability": probability})
+        for rollout, reward, probability in zip(rollouts, rewards, rm.probability(rewards).tolist(), strict=True)
+    ]
 
 
 def score_encoded(
