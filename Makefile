@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/swift-rm demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,6 +28,7 @@ assets: $(STAMP)
 	$(BIN)/python examples/train_tiny_reasoner.py --last late --out swift_rm/assets/tiny-reasoner
 	$(BIN)/python examples/train_tiny_reasoner.py --init swift_rm/assets/tiny-reasoner --first polish --seed 1 --out swift_rm/assets/tiny-reasoner
 	$(BIN)/python examples/train_tiny_reward.py --out swift_rm/assets/tiny-reasoner-reward
+	$(BIN)/python examples/train_tiny_reward.py --prefixes 1 --questions 2000 --out swift_rm/assets/tiny-reasoner-progress
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--position", default="token", help="token (default: the grade is known best at the end token) or generating"
     )
+    parser.add_argument("--prefixes", type=float, default=0.0, help="share of the loss over unfinished responses (default 0)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model, tokenizer = load_language_model(args.model)
@@ -54,7 +55,10 @@ def main() -> None:
         raise RuntimeError(f"{len(shared)} questions are in both training and test")
     shape = model_shape(model)
     config = SwiftConfig(shape.hidden_size, tuple(range(shape.layers + 1)), base_model="tiny-reasoner", position=args.position)
-    rm = fit(model, tokenizer, train, config, args.loss, seed=args.seed, forward_batch_size=256, progress=progress)
+    rm = fit(
+        model, tokenizer, train, config, args.loss, seed=args.seed, prefixes=args.prefixes, forward_batch_size=256,
+        progress=progress,
+    )  # fmt: skip
     scored = score_rollouts(model, tokenizer, rm, test, batch_size=256, progress=progress)
     evaluation = evaluate(scored, deepconf_window=16)
     rm.with_evaluation(evaluation.to_dict()).save_pretrained(args.out)

@@ -12,19 +12,24 @@ from swift_rm._version import __version__
 if TYPE_CHECKING:
     from swift_rm.best_of_n import best_of_n
     from swift_rm.config import SwiftConfig
+    from swift_rm.custom_generate import BestOfNDecoding
     from swift_rm.evaluation import evaluate
     from swift_rm.fit import fit
     from swift_rm.reward_model import SwiftRewardModel
     from swift_rm.sampling import sample
     from swift_rm.scoring import score
+    from swift_rm.streaming import StreamingReward
     from swift_rm.tap import HiddenStateTap
 
 _HOMES = {
-    "best_of_n": "best_of_n", "SwiftConfig": "config", "evaluate": "evaluation", "fit": "fit", "SwiftRewardModel": "reward_model",
-    "sample": "sampling", "score": "scoring", "HiddenStateTap": "tap",
+    "BestOfNDecoding": "custom_generate", "HiddenStateTap": "tap", "StreamingReward": "streaming", "SwiftConfig": "config",
+    "SwiftRewardModel": "reward_model", "best_of_n": "best_of_n", "evaluate": "evaluation", "fit": "fit", "sample": "sampling",
+    "score": "scoring",
 }  # fmt: skip
 __all__ = [
+    "BestOfNDecoding",
     "HiddenStateTap",
+    "StreamingReward",
     "SwiftConfig",
     "SwiftRewardModel",
     "__version__",

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.encoding import Encoded, encode_prompt
-from swift_rm.generation import Response, generate_responses, sampling_settings, seed_for
+from swift_rm.decoding import Decoded, FinishReason
+from swift_rm.encoding import encode_prompt
+from swift_rm.engine import Asked, Engine, Watch
+from swift_rm.generation import sampling_settings, seed_for
 from swift_rm.identity import check_base_model
-from swift_rm.region import Flag, find_region
+from swift_rm.pruning import Prune, get_prune
+from swift_rm.region import Flag
 from swift_rm.rollouts import Prompt
-from swift_rm.scoring import score_encoded
+from swift_rm.selection import EXTERNAL_RULES
 from swift_rm.selection import select as select_candidate
 from swift_rm.tasks.answers import find_answer
+from swift_rm.waves import Ended, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from swift_rm.reward_model import SwiftRewardModel
+
+External = Callable[[list[Any], list[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,9 @@ class Candidate:
     """One sampled response with its reward (a logit; NaN if its states were not finite) and probability of being right.
 
     ``logprob`` is the mean log-probability of its tokens, ``answer`` what votes are cast with, ``flag`` tells why the
-    whole response was read instead of the configured region.
+    whole response was read instead of the configured region, or that it is "not_finite". A candidate whose
+    ``finish_reason`` is "pruned" or "budget" was dropped on its way: its reward is that of the tokens there are, and it is
+    never chosen. ``external`` is what the external reward function said of it.
     """
 
     text: str
@@ -36,18 +46,33 @@ class Candidate:
     reward: float
     probability: float
     logprob: float
-    finish_reason: str
+    finish_reason: FinishReason
     answer: str | None
     flag: Flag | None
+    external: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether it may be chosen: it came to its end, or to the end of the room for it, with a reward."""
+        return self.finish_reason in ("stop", "length")
 
 
 @dataclass(frozen=True)
 class BestOfN:
-    """The candidates of one question in the order of their rewards, best first, and the one the rule chose."""
+    """The candidates of one question, whole ones first, each in the order of their rewards, and the one the rule chose.
+
+    ``tokens_spent`` were generated for it. ``tokens_saved`` is an estimate of what all n whole candidates would have cost
+    beyond that, from the mean length of those that finished. ``ended`` says why it got no more candidates: "all" of them
+    were there, the "probability" of the best reached ``stop_at``, the expected "gain" was too small, the "budget" was
+    spent, or it was "interrupted" by Ctrl-C.
+    """
 
     prompt: Prompt | Sequence[int]
     candidates: list[Candidate]
     best: Candidate
+    tokens_spent: int
+    tokens_saved: int
+    ended: Ended
 
 
 def best_of_n(
@@ -57,78 +82,135 @@ def best_of_n(
     prompts: Sequence[Prompt | Sequence[int]],
     n: int = 16,
     select: str = "best",
-    prune: object = None,
+    prune: Prune | str | None = None,
     stop_at: float | None = None,
     *,
+    budget: int | None = None,
+    wave: int | None = None,
+    min_gain: float = 0.01,
+    external: External | None = None,
     answer: Callable[[str], str | None] = find_answer,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
+    on_results: Callable[[list[BestOfN]], None] | None = None,
     **generation_kwargs: Any,
 ) -> list[BestOfN]:
-    """Sample ``n`` responses per prompt, score their hidden states, and choose one by the rule ``select``.
+    """Sample ``n`` responses per prompt, score their hidden states as they are generated, and choose one by the rule ``select``.
 
-    Rules are those of :func:`swift_rm.selection.select` that need no external reward: ``best``, ``majority``, ``vote``,
-    ``borda``; votes are cast with ``answer(text)``. ``batch_size`` counts prompts. A candidate whose states are not
-    finite has the reward NaN and is not chosen while others stand. ``prune`` and ``stop_at`` belong to one-pass
-    generation, which is not there yet: they must be None. Raises ValueError for another base model, n < 1, no prompts,
-    an empty prompt or one longer than the context.
+    Rules are those of :func:`swift_rm.selection.select`; votes are cast with ``answer(text)``; "rank" and "scale" fuse the
+    rewards with those of ``external(prompts, responses)``. ``prune`` ("halving", "confidence", or a rule of
+    :mod:`swift_rm.pruning`) drops hopeless candidates on their way. ``stop_at`` samples in waves of ``wave`` candidates (an
+    eighth of n) and stops a question whose best candidate is right with that probability, or whose next wave is expected
+    to raise it by less than ``min_gain``. ``budget`` is a number of tokens for all prompts together, spent in waves where
+    they are expected to help most: every question gets one wave, whatever the budget, and candidates that are unfinished
+    when it is spent are dropped. ``batch_size`` counts prompts. ``on_results`` gets the results of each batch as it is done.
+
+    A candidate whose states are not finite has the reward NaN and is not chosen while others stand. After Ctrl-C the
+    questions for which a candidate had finished come back, with a warning. Raises ValueError for another base model,
+    n < 1, no prompts, an empty prompt or one longer than the context.
     """
-    if prune is not None or stop_at is not None:
-        raise ValueError("prune and stop_at need one-pass generation, which this version does not have; leave them None")
     if n < 1 or batch_size < 1:
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-    if select in ("rank", "scale"):
+    plan = Plan(n, max(1, n // 8) if wave is None else wave, stop_at, budget, min_gain)
+    if (select in EXTERNAL_RULES) != (external is not None):
         raise ValueError(
-            f"select={select!r} fuses with an external reward; score the candidates and call swift_rm.selection.select"
+            f"select={select!r} and external={'a function' if external else None}: the rules {' and '.join(EXTERNAL_RULES)} "
+            "fuse with an external reward, and no other does"
         )
-    select_candidate(select, [0.0], [None])  # an unknown rule is refused before anything is sampled
+    select_candidate(select, [0.0], [None], [0.0])  # an unknown rule is refused before anything is sampled
     check_base_model(rm.config, model, tokenizer)
+    rule = get_prune(prune, rm)
+    encoded = _encode(model, tokenizer, prompts, chat_template_kwargs)
+    settings = sampling_settings(model, max(map(len, encoded)), n, max_new_tokens, generation_kwargs)
+    engine = Engine(model, tokenizer, rm, settings, plan, rule)
+    size = len(prompts) if budget is not None else batch_size  # a budget is shared out among all
+    results: list[BestOfN] = []
+    with tqdm(total=len(prompts), desc="best of n", unit="question", disable=not progress, delay=1) as bar:
+        for start in range(0, len(prompts), size):
+            asked = [Asked(ids) for ids in encoded[start : start + size]]
+            finished = engine.answer(asked, seed_for(seed, start), watch, batch_size)
+            chosen = [
+                _result(tokenizer, rm, prompt, one, n, select, answer, external)
+                for prompt, one in zip(prompts[start : start + size], asked, strict=True)
+                if finished or any(candidate.complete for candidate in one.candidates)
+            ]
+            results.extend(chosen)
+            if on_results is not None:
+                on_results(chosen)
+            bar.update(len(chosen))
+            if not finished:
+                warnings.warn(f"stopped by Ctrl-C: {len(results)} of {len(prompts)} questions have an answer", stacklevel=2)
+                break
+    return results
+
+
+def _encode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> list[list[int]]:
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError("prompts must be a list of at least one prompt")
     encoded = [encode_prompt(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
     empty = [i for i, ids in enumerate(encoded) if not ids]
     if empty:
         raise ValueError(f"prompt {empty[0]} is empty")
-    settings = sampling_settings(model, max(map(len, encoded)), n, max_new_tokens, generation_kwargs)
-    results: list[BestOfN] = []
-    with tqdm(total=len(prompts), desc="best of n", unit="question", disable=not progress, delay=1) as bar:
-        for start in range(0, len(prompts), batch_size):
-            ids = encoded[start : start + batch_size]
-            groups = generate_responses(model, tokenizer, ids, n, seed_for(seed, start), settings)
-            for prompt, prompt_ids, responses in zip(prompts[start : start + batch_size], ids, groups, strict=True):
-                candidates = _candidates(model, tokenizer, rm, prompt_ids, responses, answer)
-                results.append(_rank(prompt, candidates, select))
-            bar.update(len(ids))
-    return results
+    size = model.config.get_text_config().vocab_size
+    for i, ids in enumerate(encoded):
+        if max(ids) >= size or min(ids) < 0:
+            strange = max(ids) if max(ids) >= size else min(ids)
+            raise ValueError(f"prompt {i} holds the token id {strange}, but the model has ids 0 to {size - 1}: is it another's?")
+    return encoded
 
 
-def _candidates(
-    model: PreTrainedModel,
+def _result(
     tokenizer: PreTrainedTokenizerBase,
     rm: SwiftRewardModel,
-    prompt_ids: Sequence[int],
-    responses: Sequence[Response],
+    prompt: Any,
+    asked: Asked,
+    n: int,
+    rule: str,
     answer: Callable[[str], str | None],
-) -> list[Candidate]:
-    regions = [find_region(response.token_ids, rm.config.marker, tokenizer) for response in responses]
-    encoded = [Encoded(prompt_ids, r.token_ids, region) for r, region in zip(responses, regions, strict=True)]
-    rewards = score_encoded(model, rm, encoded)
-    probabilities = rm.probability(rewards).tolist()
-    return [
-        Candidate(r.text, r.token_ids, reward, p, r.logprob_mean, r.finish_reason, answer(r.text), region.flag)
-        for r, region, reward, p in zip(responses, regions, rewards, probabilities, strict=True)
-    ]
-
-
-def _rank(prompt: Prompt | Sequence[int], candidates: list[Candidate], rule: str) -> BestOfN:
-    rewards = [candidate.reward for candidate in candidates]
-    if all(reward != reward for reward in rewards):
+    external: External | None,
+) -> BestOfN:
+    """Rank one question's candidates and choose; raise ValueError if none has a reward."""
+    whole = [one for one in asked.candidates if one.complete]
+    if not whole:
         raise ValueError(
-            f"none of the {len(candidates)} candidates of {str(prompt)!r:.80} has a reward: their states are NaN or Inf"
+            f"none of the {len(asked.candidates)} candidates of {str(prompt)!r:.80} has a reward: their states are NaN or Inf"
         )
-    chosen = candidates[select_candidate(rule, rewards, [candidate.answer for candidate in candidates]).index]
-    order = sorted(candidates, key=lambda candidate: (candidate.reward != candidate.reward, -candidate.reward))
-    return BestOfN(prompt, order, chosen)
+    texts = [_text(tokenizer, one) for one in asked.candidates]
+    probabilities = rm.probability([one.reward for one in asked.candidates]).tolist()
+    said: dict[int, float] = {}
+    if external is not None:
+        at = [i for i, one in enumerate(asked.candidates) if one.complete]
+        said = dict(zip(at, _ask(external, [prompt] * len(at), [texts[i] for i in at]), strict=True))
+    candidates = [
+        Candidate(text, one.token_ids, one.reward, probability, one.logprob, one.finish_reason,
+                  answer(text) if one.complete else None, one.flag, said.get(i))
+        for i, (one, text, probability) in enumerate(zip(asked.candidates, texts, probabilities, strict=True))
+    ]  # fmt: skip
+    able = [candidate for candidate in candidates if candidate.complete]
+    selection = select_candidate(
+        rule, [c.reward for c in able], [c.answer for c in able], [c.external for c in able] if external else None
+    )
+    mean = sum(len(one.token_ids) for one in whole) / len(whole)
+    saved = sum(max(0.0, mean - len(one.token_ids)) for one in asked.candidates if not one.complete) + mean * (n - asked.begun)
+    order = sorted(candidates, key=lambda c: (math.isnan(c.reward), not c.complete, -c.reward))
+    return BestOfN(prompt, order, able[selection.index], asked.tokens, round(saved), asked.ended or "all")
+
+
+def _ask(external: External, prompts: list[Any], texts: list[str]) -> list[float]:
+    rewards = [float(reward) for reward in external(prompts, texts)]
+    if len(rewards) != len(texts):
+        raise ValueError(f"the external reward function gave {len(rewards)} rewards for {len(texts)} responses")
+    return rewards
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, one: Decoded) -> str:
+    return str(tokenizer.decode(one.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -48,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--region", default="response", help="'response' or 'after:<marker>', e.g. after:</think>")
     train.add_argument("--no-gate", action="store_true", help="plain mean instead of the gated mean")
     train.add_argument("--loss", default="bce", choices=("bce", "hinge", "dpo", "infonca", "nca"))
+    train.add_argument(
+        "--prefixes", type=float, default=0.0, help="share of the loss over unfinished responses, to guide pruning"
+    )
     train.add_argument("--lr", type=float, default=0.01)
     train.add_argument("--epochs", type=int, default=40)
     train.add_argument("--validation", type=float, default=0.2, help="share of questions held out (default 0.2)")
@@ -76,11 +79,33 @@ def build_parser() -> argparse.ArgumentParser:
     best = _command(commands, "best-of-n", "answer questions with the best of N sampled responses")
     _add_model(best)
     best.add_argument("--reward-model", required=True, help=REWARD_HELP)
-    best.add_argument("question", nargs="+", help="one or more questions, as text")
-    best.add_argument("-n", type=int, default=16)
-    best.add_argument("--select", default="best", choices=("best", "majority", "vote", "borda"))
+    best.add_argument("question", nargs="*", help="questions, as text")
+    best.add_argument(
+        "--input", help="JSONL with question (text), prompt (text or messages) or prompt_ids on each line, and perhaps an id"
+    )
+    best.add_argument("--out", help="with --input: JSONL file of results to write or go on with; - prints them")
+    best.add_argument("-n", type=int, default=16, help="candidates per question (default 16)")
+    best.add_argument("--select", default="best", choices=("best", "majority", "vote", "borda", "rank", "scale"))
+    best.add_argument("--external-model", help="sequence classification model whose rewards rank and scale fuse with")
+    best.add_argument("--prune", choices=("halving", "confidence"), help="drop hopeless candidates while they are generated")
+    best.add_argument("--prune-min-tokens", type=int, help="no candidate is dropped before it has so many (default 16)")
+    best.add_argument("--prune-model", help="reward model that pruning goes by (default: the --reward-model)")
+    best.add_argument("--stop-at", type=float, help="sample in waves until a candidate is right with this probability")
+    best.add_argument("--min-gain", type=float, help="and stop if a wave is expected to raise it by less (default 0.01)")
+    best.add_argument("--wave", type=int, help="candidates per wave (default: an eighth of n)")
+    best.add_argument("--budget", type=int, help="tokens for all questions together, spent where they help most")
     best.add_argument("--raw", action="store_true", help="give the text to the model as it is, without the chat template")
     _add_sampling(best, batch_size=8)
+
+    explain = _command(commands, "explain", "write a page that shows each token's gate and reward")
+    _add_model(explain)
+    explain.add_argument("--reward-model", required=True, help=REWARD_HELP)
+    explain.add_argument("--input", required=True, help="JSONL with a prompt and its response, or its candidates, on each line")
+    explain.add_argument("--out", required=True, help="HTML file to write")
+    explain.add_argument("--questions", type=int, default=20, help="only the first questions (default 20)")
+    explain.add_argument("-n", type=int, default=16, help="only the first responses of each (default 16)")
+    explain.add_argument("--batch-size", type=int, default=32, help="responses per forward pass (default 32)")
+    _add_template(explain)
 
     check = _command(commands, "check-model", "check that this model's hidden states are captured exactly")
     check.add_argument("model", help=MODEL_HELP)
@@ -105,16 +130,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = getattr(importlib.import_module("swift_rm.commands"), args.command.replace("-", "_"))(args)
     except KeyboardInterrupt:
         kept = "what was finished is kept, and the same command goes on from there"
-        return _fail(f"stopped; {kept if args.command == 'sample' else 'nothing was written'}", 130)
+        return _fail(f"stopped; {kept if _resumes(args) else 'nothing was written'}", 130)
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         return _fail(str(error), 2)
+    except BrokenPipeError:
+        return _left()
     except (OSError, RuntimeError, ImportError) as error:
         return _fail(str(error), 1)
     try:
-        print(json.dumps(result.data, ensure_ascii=False) if args.json else result.text)
+        if result.data is not None:
+            print(json.dumps(result.data, ensure_ascii=False) if args.json else result.text)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        return _left()
+    if result.stopped:
+        return _fail(result.stopped, 130)
     return 0 if result.ok else 1
 
 
@@ -127,6 +157,19 @@ def _joined(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _resumes(args: argparse.Namespace) -> bool:
+    """Tell whether the command writes what it goes on from when it is called again."""
+    if args.command == "best-of-n":
+        return args.input is not None and args.out != "-" and args.budget is None
+    return bool(args.command == "sample")
+
+
+def _left() -> int:
+    """Say nothing more to a reader, `head` say, that has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -19,11 +19,15 @@ from swift_rm.rollouts import Rollout, finite, read_rollouts
 
 @dataclass(frozen=True)
 class Result:
-    """What a command prints: a text, or with ``--json`` its data; ``ok`` False makes the exit code 1."""
+    """What a command prints: a text, or with ``--json`` its data (None: nothing more).
+
+    ``ok`` False makes the exit code 1; ``stopped`` is the sentence that follows a Ctrl-C, and makes it 130.
+    """
 
     text: str
     data: Any
     ok: bool = True
+    stopped: str | None = None
 
 
 def demo(args: Namespace) -> Result:
@@ -79,7 +83,7 @@ def train(args: Namespace) -> Result:
     rm = fit(
         model, tokenizer, rollouts, config, args.loss, forward_batch_size=args.batch_size, progress=_watched(), lr=args.lr,
         max_bytes=int(args.max_gib * 2**30) if args.max_gib else None, epochs=args.epochs, validation=args.validation,
-        calibration=args.calibration, seed=args.seed,
+        calibration=args.calibration, seed=args.seed, prefixes=args.prefixes,
     )  # fmt: skip
     rm.save_pretrained(args.out)
     data = {"out": args.out, "parameters": sum(p.numel() for p in rm.parameters()), **rm.config.training}
@@ -134,28 +138,16 @@ def evaluate(args: Namespace) -> Result:
 
 def best_of_n(args: Namespace) -> Result:
     """Answer questions with the best of N responses."""
-    from swift_rm.best_of_n import best_of_n as best_responses
-    from swift_rm.reward_model import SwiftRewardModel
+    from swift_rm.answering import answer_questions
 
-    model, tokenizer = _load(args)
-    rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model)).to(model.device)
-    prompts = (
-        args.question if args.raw or not tokenizer.chat_template else [[{"role": "user", "content": q}] for q in args.question]
-    )
-    results = best_responses(
-        model, tokenizer, rm, prompts, args.n, args.select, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
-        seed=args.seed, progress=_watched(), chat_template_kwargs=args.chat_template_kwargs, **_sampling(args),
-    )  # fmt: skip
-    blocks = []
-    for question, result in zip(args.question, results, strict=True):
-        lines = [f"{question}", "  reward  probability  answer   response"]
-        for candidate in result.candidates:
-            mark = "*" if candidate is result.best else " "
-            text, given = printable(candidate.text), printable(candidate.answer or "-")
-            lines.append(f"{mark} {candidate.reward:6.2f}  {candidate.probability:11.3f}  {given:8.8} {text:.90}")
-        blocks.append("\n".join(lines))
-    data = [finite(asdict(result)) for result in results]
-    return Result("\n\n".join(blocks), data)
+    return answer_questions(args)
+
+
+def explain(args: Namespace) -> Result:
+    """Write the token view of responses."""
+    from swift_rm.explain import explain as write_view
+
+    return write_view(args)
 
 
 def check_model(args: Namespace) -> Result:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from swift_rm_kernels import gated_pool_reference
+from swift_rm_kernels.reference import pool_prefixes_reference
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,7 +20,7 @@ from swift_rm.calibration import Method, fit_calibration
 from swift_rm.config import SwiftConfig
 from swift_rm.features import Features, extract_features
 from swift_rm.identity import check_sampled_by, describe_base
-from swift_rm.losses import get_loss
+from swift_rm.losses import POINTWISE, get_loss
 from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.rollouts import Rollout
 from swift_rm.scaling import CHUNK, Scaling
@@ -32,7 +33,11 @@ MIN_QUESTIONS = 5
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a head is trained: ``batch_size`` counts questions, ``patience`` epochs, ``validation`` is a share of questions."""
+    """How a head is trained: ``batch_size`` counts questions, ``patience`` epochs, ``validation`` is a share of questions.
+
+    ``prefixes`` is the share of the loss that is taken over every beginning of a response instead of the whole: with 1, the
+    reward is at each token the logit of ending right, and may guide pruning (needs the loss ``bce`` or ``hinge``).
+    """
 
     loss: str = "bce"
     lr: float = 0.01
@@ -43,9 +48,14 @@ class FitSettings:
     validation: float = 0.2
     calibration: Method = "platt"
     seed: int = 0
+    prefixes: float = 0.0
 
     def __post_init__(self) -> None:
         get_loss(self.loss)
+        if not 0 <= self.prefixes <= 1:
+            raise ValueError(f"prefixes must be a share of the loss from 0 to 1, got {self.prefixes}")
+        if self.prefixes and self.loss not in POINTWISE:
+            raise ValueError(f"prefixes need a loss of single responses, one of {sorted(POINTWISE)}, got {self.loss!r}")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation must be a share of questions between 0 and 1, got {self.validation}")
         for name in ("lr", "epochs", "patience", "batch_size"):
@@ -101,6 +111,8 @@ def fit_features(
 ) -> SwiftRewardModel:
     """Fit a head to packed features with AdamW; stop early on the within-question AUROC of held-out questions.
 
+    With ``prefixes`` the held-out loss decides instead.
+
     Questions, not responses, are split. Inputs are standardised while training, which is folded into the weights at the
     end. The best epoch's weights are copied, and a calibration is fitted on the held-out questions and stored.
     Questions that are all right or all wrong are kept for pointwise losses. The same seed gives the same weights.
@@ -114,27 +126,26 @@ def fit_features(
     with torch.no_grad():
         rm.head.weight.normal_(0, 0.01 / math.sqrt(config.width), generator=generator)
         rm.head.bias[-1] = math.log(rate / (1 - rate))
-    best, best_auroc, best_epoch = copy.deepcopy(rm.state_dict()), -math.inf, 0
+    best, best_value, best_epoch = copy.deepcopy(rm.state_dict()), -math.inf, 0
     optimizer = torch.optim.AdamW(rm.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    loss_of = get_loss(settings.loss)
     with tqdm(range(1, settings.epochs + 1), desc="fitting", unit="epoch", disable=not progress, delay=1) as epochs:
         for epoch in epochs:
             for chunk in torch.split(train[torch.randperm(len(train), generator=generator)], settings.batch_size):
                 members = _members(features, chunk)
-                states, offsets = features.take(members)
-                rewards = gated_pool_reference(states, *scaling.fold(rm), offsets)
-                loss = loss_of(rewards, features.labels[members], features.question[members])
+                loss = _loss(rm, features, members, scaling, settings)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             auroc = _held_out_auroc(*_predict(rm, features, held_out, scaling))
             epochs.set_postfix(auroc=f"{auroc:.3f}")
-            if auroc > best_auroc:
-                best, best_auroc, best_epoch = copy.deepcopy(rm.state_dict()), auroc, epoch
+            value = -_held_out_loss(rm, features, held_out, scaling, settings) if settings.prefixes else auroc
+            if value > best_value:
+                best, best_value, best_epoch = copy.deepcopy(rm.state_dict()), value, epoch
             elif epoch - best_epoch >= settings.patience:
                 break
     rm.load_state_dict(best)
-    rewards, labels, _ = _predict(rm, features, held_out, scaling)
+    rewards, labels, questions = _predict(rm, features, held_out, scaling)
+    auroc = _held_out_auroc(rewards, labels, questions)
     calibration = fit_calibration(rewards.tolist(), labels.tolist(), settings.calibration)
     with torch.no_grad():
         weight, bias = scaling.fold(rm)
@@ -143,7 +154,8 @@ def fit_features(
     training = {
         "questions": len(train), "responses": len(_members(features, train)), "validation_questions": len(held_out),
         "right_share": round(rate, 4), "loss": settings.loss, "lr": settings.lr, "seed": settings.seed, "best_epoch": best_epoch,
-        "validation_auroc_within": round(best_auroc, 4), **features.flags,
+        "validation_auroc_within": round(auroc, 4), **({"prefixes": settings.prefixes} if settings.prefixes else {}),
+        **features.flags,
     }  # fmt: skip
     return rm.with_config(calibration=calibration.to_dict(), training=training)
 
@@ -167,6 +179,20 @@ def split_questions(features: Features, share: float, seed: int) -> tuple[Tensor
     return rest.nonzero().flatten(), chosen
 
 
+def _loss(rm: SwiftRewardModel, features: Features, members: Tensor, scaling: Scaling, settings: FitSettings) -> Tensor:
+    states, offsets = features.take(members)
+    labels, question = features.labels[members], features.question[members]
+    rewards, z, r = gated_pool_reference(states, *scaling.fold(rm), offsets, return_tokens=True)
+    loss = get_loss(settings.loss)(rewards, labels, question)
+    if settings.prefixes:
+        sizes = offsets.diff()
+        beginnings = get_loss(settings.loss)(
+            pool_prefixes_reference(z, r, offsets), labels.repeat_interleave(sizes), question.repeat_interleave(sizes)
+        )
+        loss = torch.lerp(loss, beginnings, settings.prefixes)
+    return loss
+
+
 def _members(features: Features, questions: Tensor) -> Tensor:
     return torch.isin(features.question, questions).nonzero().flatten()
 
@@ -179,6 +205,13 @@ def _predict(rm: SwiftRewardModel, features: Features, questions: Tensor, scalin
         states, offsets = features.take(chunk)
         rewards.append(gated_pool_reference(states, *folded, offsets))
     return torch.cat(rewards), features.labels[members], features.question[members]
+
+
+@torch.no_grad()
+def _held_out_loss(rm: SwiftRewardModel, features: Features, questions: Tensor, scaling: Scaling, settings: FitSettings) -> float:
+    members = _members(features, questions)
+    chunks = torch.split(members, CHUNK)
+    return sum(float(_loss(rm, features, chunk, scaling, settings)) * len(chunk) for chunk in chunks) / len(members)
 
 
 def _held_out_auroc(rewards: Tensor, labels: Tensor, question: Tensor) -> float:

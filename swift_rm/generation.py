@@ -83,13 +83,8 @@ def generate_responses(
 ) -> list[list[Response]]:
     """Sample ``n`` responses for each prompt in one batch; the global random state is left as it was."""
     device = model.device
-    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):  # padded on the left: generation continues the right end
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
+    ids, mask, pad = left_padded(tokenizer, prompts, device)
+    width = ids.shape[1]
     passed = dict(settings)
     recorder, ends = StatisticsRecorder(), _RowEnds(passed.pop("stopping_criteria", None) or [], width)
     if passed.get("stop_strings"):
@@ -101,7 +96,7 @@ def generate_responses(
     with torch.random.fork_rng(devices=devices), torch.inference_mode(), evaluating(model):
         torch.manual_seed(seed)
         out = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(device), attention_mask=mask.to(device), num_return_sequences=n, logits_processor=processors,
+            input_ids=ids, attention_mask=mask, num_return_sequences=n, logits_processor=processors,
             stopping_criteria=[ends], pad_token_id=pad, return_dict_in_generate=False, **{**NEUTRAL, **passed},
         )  # fmt: skip
     statistics = recorder.finish(out)
@@ -111,6 +106,20 @@ def generate_responses(
         for row in range(len(out))
     ]
     return [rows[start : start + n] for start in range(0, len(rows), n)]
+
+
+def left_padded(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """Return prompts as ids and mask ``[prompts, seq]``, padded on the left, where generation does not go on, and the padding."""
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device), pad
 
 
 def end_tokens(model: PreTrainedModel, settings: Mapping[str, Any]) -> frozenset[int]:

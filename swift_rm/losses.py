@@ -46,6 +46,7 @@ def nca(rewards: Tensor, labels: Tensor, question: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+POINTWISE = ("bce", "hinge")  # each response by itself, so that any number of them may stand in one batch
 LOSSES: dict[str, Loss] = {"bce": bce, "hinge": hinge, "dpo": dpo, "infonca": infonca, "nca": nca}
 
 

@@ -17,6 +17,7 @@ Scores = Sequence[float | None] | npt.NDArray[np.float64]
 Answers = Sequence[str | None]
 
 RULES = ("best", "majority", "vote", "borda", "rank", "scale")
+EXTERNAL_RULES = ("rank", "scale")  # those that fuse with the rewards of a second model
 BORDA_POWER = 0.5
 
 
@@ -146,7 +147,7 @@ def select(rule: str, rewards: Scores, answers: Answers, external: Scores | None
         raise ValueError(f"unknown selection rule {rule!r}; the rules are {', '.join(RULES)}")
     values = _floats(rewards)
     _require_same_length("rewards", values, "answers", answers)
-    if rule in ("rank", "scale"):
+    if rule in EXTERNAL_RULES:
         if external is None:
             raise ValueError(f"the selection rule {rule!r} needs the external rewards of a second model")
         index = best(fuse_rank(values, external) if rule == "rank" else fuse_scale(values, external))

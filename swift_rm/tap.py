@@ -53,6 +53,7 @@ class HiddenStateTap:
             raise ValueError("no layers asked for")
         self._decoder = find_decoder(model)
         self._index = {layer: self._decoder.index(layer) for layer in self.layers}
+        self._wanted = sorted(set(self._index.values()))
         self._keep, self._on_forward = keep, on_forward
         self._handles: list[RemovableHandle] = []
         self.clear()
@@ -113,7 +114,7 @@ class HiddenStateTap:
     def _attach(self) -> None:
         owner, blocks, handles = self._decoder.owner, self._decoder.blocks, self._handles
         handles.append(owner.register_forward_pre_hook(self._begin, with_kwargs=True))
-        for index in sorted(set(self._index.values())):
+        for index in self._wanted:
             if index == 0:
                 handles.append(blocks[0].register_forward_pre_hook(self._block_input, with_kwargs=True))
             elif index < len(blocks):
@@ -127,14 +128,20 @@ class HiddenStateTap:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = next((item for item in (kwargs.get("past_key_values"), *args) if hasattr(item, "get_seq_length")), None)
-        reason = tap_refusals.packed_call(self._decoder, kwargs) or tap_refusals.compiled_steps(self._decoder, cache)
+        first = self._expected is None
+        reason = self._unreadable(cache, kwargs) if first else None
         self._past = 0 if reason or cache is None else int(cache.get_seq_length())
         if self._past == 0:
+            reason = reason if first else self._unreadable(cache, kwargs)
             self._steps, self._last, self._expected = [], None, None
         reason = reason or tap_refusals.broken_sequence(self._past, self._expected)
         if reason:
             self._fail(reason)
         self._seen = {}
+
+    def _unreadable(self, cache: Any, kwargs: dict[str, Any]) -> str | None:
+        """Say why the sequence that begins cannot be read; what continues it is of the same kind."""
+        return tap_refusals.packed_call(self._decoder, kwargs) or tap_refusals.compiled_steps(self._decoder, cache)
 
     def _block_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._see(0, args[0] if args else kwargs.get("hidden_states"))
@@ -155,10 +162,10 @@ class HiddenStateTap:
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._seen is None:
             return
-        if len(self._decoder.blocks) in self._index.values():
+        if self._wanted[-1] == len(self._decoder.blocks):
             last = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", output)
             self._see(len(self._decoder.blocks), last)
-        missing = sorted(set(self._index.values()) - self._seen.keys())
+        missing = [index for index in self._wanted if index not in self._seen]
         if missing:
             self._fail(f"the model ran without showing layer {missing[0]} to its hook: those hidden states are lost")
         step = {layer: self._seen[index] for layer, index in self._index.items()}

@@ -14,12 +14,16 @@ _PACKED = ("read_index", "write_index", "block_table")
 
 
 def compiled_model(decoder: Decoder) -> str | None:
-    """Say which module on the way to the blocks, or among them, is compiled: hooks attached now may never fire."""
+    """Say which module on the way to the blocks, or among them, is compiled: hooks attached now may never fire.
+
+    Not even where it has never run: torch guards no hooks (``skip_nnmodule_hook_guards``), and runs code that was compiled
+    for another model of the class in its stead. What is compiled inside the ``with`` block has the hooks in it.
+    """
     for module in (*decoder.path, *decoder.blocks):
         if _is_compiled(module):
             return (
                 f"{type(module).__name__} is compiled, and hooks attached to a compiled module are silently lost: "
-                "use the model without torch.compile"
+                "use the model without torch.compile, or compile it inside the with block"
             )
     return None
 

@@ -66,14 +66,22 @@ def test_score_reads_plain_text_too(capsys, tmp_path):
     assert 0 <= record["probability"] <= 1
 
 
-def test_best_of_n_marks_the_chosen_candidate(capsys):
-    code, out, _ = run(capsys, "best-of-n", *TINY, *REWARD, "-n", 4, "--select", "vote", "27+15-08", "31-14+22")
+def test_best_of_n_marks_the_chosen_candidate(capsys, monkeypatch):
+    command = ["best-of-n", *TINY, *REWARD, "-n", 4, "--select", "vote", "27+15-08", "31-14+22"]
+    code, out, _ = run(capsys, *command)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert (code, len(records)) == (0, 2), "off a terminal there is a line of JSON for each question"
+    assert all(record["best"] in record["candidates"] for record in records)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, _ = run(capsys, *command)
     assert code == 0
     assert out.count("\n* ") == 2
     code, out, _ = run(capsys, "best-of-n", *TINY, *REWARD, "-n", 4, "27+15-08", "--json")
     result = json.loads(out)[0]
     assert len(result["candidates"]) == 4
     assert result["best"] == result["candidates"][0]
+    assert (result["ended"], result["tokens_saved"]) == ("all", 0)
+    assert result["tokens_spent"] == sum(len(candidate["token_ids"]) for candidate in result["candidates"])
 
 
 def test_demo_prints_one_json_object(capsys):
@@ -130,6 +138,8 @@ def test_control_characters_do_not_reach_the_terminal():
         (["sample", *TINY, "--task", "homework", "--out", "{tmp}/o", "-n", "0"], 2, "n and batch_size must be at least 1, got 0"),
         (["best-of-n", *TINY, "--reward-model", "{tmp}", "27+15"], 2, "it has no config.json and no model.safetensors"),
         (["best-of-n", *TINY, *REWARD, "--dtype", "float7", "27+15"], 2, "float7"),
+        (["best-of-n", *TINY, *REWARD], 2, "give questions either as text or with --input, got neither"),
+        (["best-of-n", *TINY, *REWARD, "--input", "{tmp}/bad.jsonl", "--out", "-"], 2, "bad.jsonl:1: not valid JSON"),
     ],
 )
 def test_misuse_is_one_sentence_on_stderr_and_exit_code_2(capsys, tmp_path, arguments, code, message):

@@ -170,3 +170,34 @@ def test_too_much_memory_missing_labels_and_nan_states_are_refused(make_rollout)
         model.get_input_embeddings().weight[6] = math.nan
     with pytest.raises(ValueError, match=r"response 1 \(question 'b'\) has NaN or Inf in the states of layer 0"):
         extract_features(model, None, [make_rollout("a", response_ids=[5, 4]), make_rollout("b", response_ids=[6, 5])], config)
+
+
+def test_prefixes_train_a_reward_that_knows_before_the_end():
+    """The sign is planted on the second token: a head that learnt from beginnings must know it there already."""
+    generator = torch.Generator().manual_seed(0)
+    questions, n, size = 60, 6, 8
+    labels = torch.randint(0, 2, (questions * n,), generator=generator)
+    states = torch.randn(questions * n * size, 4, generator=generator) * 0.3
+    states[1::size, 0] += (2 * labels - 1).float()  # an early hint
+    states[size - 1 :: size, 1] += 4.0 * (2 * labels - 1)  # the last token tells plainly
+    offsets = torch.arange(0, len(states) + 1, size)
+    features = Features(states, offsets, labels, torch.arange(questions).repeat_interleave(n))
+    early = torch.arange(0, len(states), size)[:, None] + torch.arange(3)  # the first three tokens of each
+
+    def auroc_early(prefixes):
+        rm = fit_features(features, SwiftConfig(4, (0,)), FitSettings(lr=0.03, prefixes=prefixes))
+        with torch.no_grad():
+            rewards = rm(states[early.flatten()], torch.arange(0, early.numel() + 1, 3)).view(questions, n)
+        assert rm.config.training.get("prefixes", 0) == prefixes
+        return float(torch.tensor(within_question_auroc(rewards.numpy(), labels.view(questions, n).numpy())).nanmean())
+
+    assert auroc_early(1.0) > 0.9
+    assert auroc_early(1.0) > auroc_early(0.0) + 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"prefixes": 1.5}, "from 0 to 1, got 1.5"), ({"prefixes": 1, "loss": "dpo"}, "got 'dpo'")]
+)
+def test_prefixes_that_cannot_be_had_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FitSettings(**settings)

@@ -28,6 +28,22 @@ def test_the_scoring_benchmark_prints_its_figures():
     assert {"command", "device", "versions"} <= set(figures)
 
 
+def test_the_engine_benchmark_prints_its_figures():
+    figures = json.loads(run(ROOT / "benchmarks/engine.py", "--quick", "--json"))
+    keys = {"scoring_overhead", "best_of_n_vs_published", "best_of_n_vs_generate", "prune_tokens_saved", "stop_at_tokens_share"}
+    assert keys <= set(figures)
+    assert figures["best_of_n_vs_published"] > 0
+    assert set(figures["prune_accuracy_loss"]) == {"value", "low", "high"}
+    assert 0 < figures["prune_tokens_saved"] < 1 and 0 < figures["stop_at_tokens_share"] <= 1
+    kept, stored = figures["bytes_per_candidate"], figures["stored_bytes_per_candidate"]
+    assert len(set(kept.values())) == 1, "what is kept of a candidate does not depend on its length"
+    assert stored["32"] == 4 * stored["8"] > kept["32"]
+    shares = {one["n"]: one["share"] for one in figures["fewer_candidates_curve"]}
+    assert shares[8] == 1 > shares[4] > shares[1], "a replay that reads all candidates spends all tokens"
+    random = [one for one in figures["prune_curve"] if one["signal"] == "random"]
+    assert all(0 <= one["saved"] < 1 for one in random) and len(random) > 1
+
+
 def test_the_models_can_be_made_from_nothing(tmp_path):
     trainer, out = ROOT / "examples/train_tiny_reasoner.py", tmp_path / "lm"
     log = run(trainer, "--scale", 0.25, "--layers", 2, "--width", 32, "--last", "sums", "--out", out)

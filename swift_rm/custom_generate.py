@@ -1,0 +1,121 @@
+"""BestOfNDecoding: Best-of-N as one argument of transformers' own `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from swift_rm.cache_rows import rows_like
+from swift_rm.decoding import Decoded, Limits, PromptBatch, processors_of
+from swift_rm.generate_settings import refuse_other_decoding
+from swift_rm.identity import check_base_model
+from swift_rm.pruning import Prune, get_prune
+from swift_rm.running import RunningRewards
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from swift_rm.reward_model import SwiftRewardModel
+
+
+@dataclass
+class BestOfNOutput(ModelOutput):
+    """What `generate` returns with ``return_dict_in_generate=True``.
+
+    ``sequences [prompts * k, seq]``: prompt and response of the k best candidates of each prompt (k is
+    ``num_return_sequences``), best first, padded on the right; ``rewards [prompts * k]`` theirs; ``candidates`` all of
+    them, prompt by prompt in the order of their rewards.
+    """
+
+    sequences: Tensor | None = None
+    rewards: Tensor | None = None
+    candidates: list[list[Decoded]] | None = None
+
+
+class BestOfNDecoding:
+    """Return the best of ``n`` responses from ``model.generate(**inputs, do_sample=True, custom_generate=BestOfNDecoding(rm))``.
+
+    Everything else that `generate` is told applies: sampling settings, logits processors, stopping criteria, lengths. Since
+    rows leave the batch, your own processors and criteria must go by a row's tokens, never by its number.
+    With ``num_return_sequences=k`` the k best come back. ``prune`` is a rule of :mod:`swift_rm.pruning` or its name. The
+    tokenizer is needed for a region after a marker. After a call, ``candidates`` holds all of its candidates. `generate`
+    hands ``stop_strings`` and streamers to its own loops only.
+
+    Raises ValueError for another base model, n < 1, beam search, greedy decoding of n > 1, and caches whose rows cannot be
+    repeated.
+    """
+
+    def __init__(
+        self,
+        rm: SwiftRewardModel,
+        n: int = 16,
+        *,
+        prune: Prune | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        self.rm, self.n, self.prune, self.tokenizer = rm, n, get_prune(prune, rm), tokenizer
+        self.candidates: list[list[Decoded]] = []
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: Callable[[Tensor, Tensor], Tensor],
+        stopping_criteria: Sequence[Callable[..., Tensor]],
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor | BestOfNOutput:
+        """Run the loop with what `generate` prepared; `generate` calls this."""
+        check_base_model(self.rm.config, model, self.tokenizer)
+        wanted = generation_config.num_return_sequences or 1
+        refuse_other_decoding(model, {"generation_config": generation_config})
+        if not generation_config.do_sample and self.n > 1:
+            raise ValueError(f"greedy decoding gives {self.n} equal responses: pass do_sample=True, or n=1")
+        if wanted > self.n:
+            raise ValueError(f"num_return_sequences={wanted} of n={self.n} candidates cannot be returned")
+        running = RunningRewards(model, self.rm, self.tokenizer, guide=self.prune.guide if self.prune else None)
+        if wanted > 1:  # `generate` repeated each prompt so many times
+            expanded = len(input_ids)
+            firsts = torch.arange(0, expanded, wanted, device=input_ids.device)
+            input_ids, logits_processor = input_ids[firsts], processors_of(logits_processor, firsts)
+            model_kwargs = {name: rows_like(name, value, firsts, expanded) for name, value in model_kwargs.items()}
+        batch = PromptBatch(model, input_ids, logits_processor, stopping_criteria, generation_config, running, model_kwargs)
+        decoding = batch.decode([prompt for prompt in range(len(batch)) for _ in range(self.n)], Limits(prune=self.prune))
+        self.candidates = [[] for _ in range(len(batch))]
+        for candidate in sorted(decoding.candidates, key=_order):
+            self.candidates[candidate.prompt].append(candidate)
+        if decoding.interrupted:  # what had finished is in `candidates`
+            raise KeyboardInterrupt
+        for prompt, group in enumerate(self.candidates):
+            if not group[0].complete:
+                raise ValueError(f"none of the {self.n} candidates of prompt {prompt} has a reward: their states are NaN or Inf")
+        chosen = [candidate for group in self.candidates for candidate in group[:wanted]]
+        sequences = _sequences(batch.ids, chosen, generation_config)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        rewards = torch.tensor([candidate.reward for candidate in chosen], device=sequences.device)
+        return BestOfNOutput(sequences=sequences, rewards=rewards, candidates=self.candidates)
+
+
+def _order(candidate: Decoded) -> tuple[bool, bool, float]:
+    """Sort whole responses first, then those cut short, then those without a reward, each by reward."""
+    broken = candidate.reward != candidate.reward
+    return broken, not candidate.complete, 0.0 if broken else -candidate.reward
+
+
+def _sequences(prompts: Tensor, chosen: Sequence[Decoded], config: GenerationConfig) -> Tensor:
+    pad = getattr(config, "_pad_token_tensor", None)
+    width = max(len(candidate.token_ids) for candidate in chosen)
+    out = torch.full((len(chosen), prompts.shape[1] + width), 0 if pad is None else int(pad), device=prompts.device)
+    for row, candidate in enumerate(chosen):
+        out[row, : prompts.shape[1]] = prompts[candidate.prompt]
+        end = prompts.shape[1] + len(candidate.token_ids)
+        out[row, prompts.shape[1] : end] = torch.tensor(candidate.token_ids)
+    return out

@@ -1,0 +1,158 @@
+"""StreamingReward: the rewards of what `generate` is generating, known the moment it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from swift_rm.generate_settings import end_tokens_of, refuse_other_decoding, setting
+from swift_rm.head import TokenScores
+from swift_rm.identity import check_base_model
+from swift_rm.last_step import LastStep
+from swift_rm.region import Flag
+from swift_rm.running import RunningRewards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from swift_rm.reward_model import SwiftRewardModel
+
+
+class StreamingReward:
+    """Score responses while ``model.generate`` samples them: no second pass, no stored states (SWIFT, arXiv 2505.12225).
+
+    Inside the ``with`` block every row of the latest ``generate`` call has its reward: that of ``score`` on the tokens up
+    to and with its end-of-sequence token (in bfloat16 the two differ by up to 1 % of the rewards' spread, as either does
+    from float32). What is kept of a row does not grow with its length: three floats, and the scores of up to 16 tokens
+    that wait to be added. ``stopping_criteria=[stream]`` may be given or left out; rows that other criteria or
+    ``stop_strings`` end are counted up to there. The tokenizer is needed for a region after a marker and checked against
+    the reward model if given. With ``position="token"`` one more step reads the last token's state. ``tokens=True`` keeps
+    gate and reward of every token too.
+
+    Raises ValueError for another base model and, in `generate`, for decoding that does not go on row by row: beam search,
+    assisted decoding, continuous batching.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rm: SwiftRewardModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        tokens: bool = False,
+    ) -> None:
+        check_base_model(rm.config, model, tokenizer)
+        self._model, self._tokens = model, tokens
+        self._running = RunningRewards(model, rm, tokenizer, keep_tokens=tokens)
+        self._last_step = LastStep(model) if rm.config.position == "token" else None
+        self._ends: Tensor | None = None
+        self._others: list[Callable[..., Tensor]] = []
+        self._active: Tensor | None = None  # [rows]: whose response has not ended
+
+    @property
+    def rewards(self) -> Tensor:
+        """The rewards of the latest `generate` call's rows, ``[rows]``; RuntimeError before there is one."""
+        return self.partial_rewards
+
+    @property
+    def partial_rewards(self) -> Tensor:
+        """The rewards of what is there so far, ``[rows]``; NaN for a row without a scored token."""
+        self._require_started()
+        return self._running.rewards()
+
+    @property
+    def token_scores(self) -> list[TokenScores]:
+        """Gate and reward ``[t]`` of every response token, row by row; RuntimeError without ``tokens=True``."""
+        self._require_started()
+        if not self._tokens:
+            raise RuntimeError("per-token scores are kept only by StreamingReward(..., tokens=True)")
+        return self._running.token_scores()
+
+    @property
+    def flags(self) -> list[Flag | None]:
+        """Why a row's whole response was read instead of the region after the marker, or None."""
+        self._require_started()
+        return self._running.flags()
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes kept for each row, which do not depend on the length of its response."""
+        return self._running.state_bytes()
+
+    def __enter__(self) -> StreamingReward:
+        """Attach the hooks and listen to the model's `generate`."""
+        self._running.tap.__enter__()
+        original: Callable[..., Any] = self._model.generate  # type: ignore[assignment]
+
+        @wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            return self._generate(original, args, kwargs)
+
+        self._own_generate = vars(self._model).get("generate")
+        self._model.generate = generate  # type: ignore[assignment,method-assign,unused-ignore]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Leave the model as it was found."""
+        if self._own_generate is None:
+            vars(self._model).pop("generate", None)
+        else:
+            self._model.generate = self._own_generate
+        self._running.tap.__exit__(kind, *details)
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
+        """Count the token just chosen for each row, as a stopping criterion of `generate` that stops nothing by itself."""
+        if self._ends is None:
+            raise RuntimeError("a StreamingReward counts inside its with block, in the model's own generate")
+        if self._active is None:
+            self._active = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        chosen = input_ids[:, -1]
+        self._running.count(chosen, self._active)
+        done = torch.zeros_like(self._active)
+        for criterion in self._others:
+            done = done | criterion(input_ids, scores, **kwargs)
+        self._active = self._active & ~done & ~torch.isin(chosen, self._ends.to(chosen.device))
+        if self._last_step is not None:
+            self._last_step.input_ids = input_ids
+        return done
+
+    def _generate(self, generate: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run `generate` with this stream among its stopping criteria; the others are asked by the stream."""
+        names = [one.name for one in signature(generate).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+        settings = {**dict(zip(names, args, strict=False)), **kwargs}
+        args = args[len(names) :]
+        refuse_other_decoding(self._model, settings)
+        self._others = [one for one in settings.pop("stopping_criteria", None) or [] if one is not self]
+        strings = setting(self._model, settings, "stop_strings")
+        if strings is not None:
+            from transformers import StopStringCriteria
+
+            if settings.get("tokenizer") is None:
+                raise ValueError("stop_strings need the tokenizer: generate(..., stop_strings=..., tokenizer=tokenizer)")
+            self._others.append(StopStringCriteria(settings["tokenizer"], strings))
+            if "stop_strings" in settings:
+                settings["stop_strings"] = None  # asked here, and not once more by `generate`
+        self._ends = end_tokens_of(self._model, settings)
+        self._active = None
+        self._running.begin()
+        self._running.tap.clear()  # a call may start anywhere: within the cache of another one, too
+        try:
+            if self._last_step is None:
+                return generate(*args, stopping_criteria=[self], **settings)
+            with self._last_step:
+                out = generate(*args, stopping_criteria=[self], **settings)
+            held = settings.get("past_key_values") is not None or setting(self._model, settings, "return_dict_in_generate")
+            due = self._running.due
+            self._last_step.run(due is not None and bool(due.any()), copy_cache=bool(held))
+            return out
+        finally:
+            self._ends, self._others = None, []
+
+    def _require_started(self) -> None:
+        if self._active is None:
+            raise RuntimeError("no generate call was seen yet: call model.generate inside the with block")
