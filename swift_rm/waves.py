@@ -11,6 +11,8 @@ import numpy as np
 Ended = Literal["all", "probability", "gain", "budget", "interrupted"]
 PRIOR = 2.0  # what the other questions' candidates weigh, in candidates, in the guess of a question's next one
 QUANTILES = 65  # by which these are known where they are many, so that a wave of thousands of questions is planned at once
+FEW = 32  # other candidates: with fewer, a next one may as well be anything, or a lone question would end with its first wave
+ANYTHING = tuple((i + 0.5) / 16 for i in range(16))
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Plan:
     """How candidates are handed out: at most ``n`` a question, ``wave`` at a time.
 
     Without ``stop_at`` and ``budget`` all ``n`` come at once. With ``stop_at`` a question is done when its best candidate's
-    probability of being right reaches it, or when another wave's :func:`expected_gain` is below ``min_gain``. With
+    probability of being right reaches it, or when another wave's :func:`expected_gain` is below ``min_gain``, for which the
+    other questions' candidates are the guesses, and anything from 0 to 1 as long as these are few. With
     ``budget`` each question gets one wave, and then the waves go, as long as the budget of tokens lasts, where the
     expected gain per expected token is highest.
     """
@@ -81,6 +84,8 @@ class Plan:
         for i, one in enumerate(sampled):
             size = min(first, self.n - one.begun)
             others = many or [p for j, other in enumerate(sampled) if j != i for p in other.probabilities]
+            if len(others) < FEW:
+                others = [*others, *ANYTHING]
             gain = expected_gain(one.probabilities, others, size) if one.begun and size else 1.0
             if size == 0:
                 ended[i] = "all"

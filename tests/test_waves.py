@@ -65,8 +65,9 @@ def test_waves_end_at_a_probability_at_n_or_where_little_is_to_be_gained():
     ]
     counts, ended = plan.next_wave(sampled)
     assert (counts, ended) == ([0, 2, 1, 0], ["probability", None, None, "all"])
-    counts, ended = plan.next_wave([Sampled([0.5] * 4, 4, 40), Sampled([0.505] * 4, 4, 40)])
-    assert (counts, ended) == ([0, 0], ["gain", "gain"])
+    counts, ended = plan.next_wave([Sampled([0.5] * 4, 4, 40)] * 9 + [Sampled([0.505] * 4, 4, 40)])
+    assert (counts, ended) == ([0] * 10, ["gain"] * 10)
+    assert plan.next_wave([Sampled([0.1, 0.12], 2, 20)]) == ([2], [None]), "a lone question's first wave tells little of the next"
     assert plan.next_wave([Sampled([], 2, 20)]) == ([2], [None]), "candidates without a reward tell nothing"
 
 
