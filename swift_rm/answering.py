@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.commands import Result
+from swift_rm.commands import Result, listing
 from swift_rm.question_records import Question, encode_question, read_records
 from swift_rm.rollouts import finite
 
@@ -87,7 +87,7 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
     from swift_rm.embedded import resolve
     from swift_rm.external import SequenceClassificationReward
     from swift_rm.generation import sampling_settings
-    from swift_rm.identity import check_base_model, model_identity
+    from swift_rm.identity import check_base_model, model_identity, short_name
     from swift_rm.pruning import RULES
     from swift_rm.reward_model import SwiftRewardModel
 
@@ -124,12 +124,12 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
     settings = {
         "n": args.n, "select": args.select, "external_model": second and model_identity(second.model),
         "prune": args.prune, "prune_min_tokens": getattr(prune, "min_tokens", None),
-        "prune_model": guide and f"{_named(args.prune_model)} {_fingerprint(guide)}",
+        "prune_model": guide and f"{short_name(args.prune_model)} {_fingerprint(guide)}",
         "stop_at": args.stop_at, "min_gain": min_gain, "wave": args.wave, "budget": args.budget, "seed": args.seed, **drawn,
         "chat_template_kwargs": args.chat_template_kwargs, "dtype": str(model.dtype).removeprefix("torch."),
         "reward_weights": _fingerprint(rm),
     }  # fmt: skip
-    decided_by = {"settings": settings, "model": model_identity(model), "reward_model": _named(args.reward_model)}
+    decided_by = {"settings": settings, "model": model_identity(model), "reward_model": short_name(args.reward_model)}
     return Answering(tokenizer, guide or rm, prune, ask, json.loads(json.dumps(decided_by)))
 
 
@@ -219,7 +219,7 @@ def _to_file(args: Namespace, answering: Answering, questions: Sequence[Question
     spent, saved = (sum(record[key] for record in done.values()) for key in ("tokens_spent", "tokens_saved"))
     data = {"out": args.out, "questions": len(done), "tokens_spent": spent, "tokens_saved": saved, "ended": dict(counts)}
     rows = {**data, "ended": ", ".join(f"{reason} {count}" for reason, count in counts.items())}
-    return Result("\n".join(f"{key.replace('_', ' '):24} {value}" for key, value in rows.items()), data)
+    return Result(listing(rows), data)
 
 
 def _pairs(questions: Sequence[Question], results: Sequence[BestOfN]) -> list[tuple[Question, BestOfN]]:
@@ -258,11 +258,6 @@ def _stopped(args: Namespace, answered: int, asked: int) -> str:
     if args.out == STDOUT:
         return f"stopped; {answered} of {asked} questions were answered"
     return f"stopped; {answered} of {asked} questions are answered in {args.out}, and the same command goes on from there"
-
-
-def _named(model: str) -> str:
-    """Return a folder's last name, or the name of any other model as it is."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _fingerprint(rm: SwiftRewardModel) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from swift_rm.decoding import Decoded, FinishReason
-from swift_rm.encoding import encode_prompt
+from swift_rm.encoding import check_vocabulary, encode_prompt
 from swift_rm.engine import Asked, Engine, Watch
 from swift_rm.generation import sampling_settings, seed_for
 from swift_rm.identity import check_base_model
@@ -160,11 +160,8 @@ def _encode(
     empty = [i for i, ids in enumerate(encoded) if not ids]
     if empty:
         raise ValueError(f"prompt {empty[0]} is empty")
-    size = model.config.get_text_config().vocab_size
     for i, ids in enumerate(encoded):
-        if max(ids) >= size or min(ids) < 0:
-            strange = max(ids) if max(ids) >= size else min(ids)
-            raise ValueError(f"prompt {i} holds the token id {strange}, but the model has ids 0 to {size - 1}: is it another's?")
+        check_vocabulary(model, ids, f"prompt {i}")
     return encoded
 
 

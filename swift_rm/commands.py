@@ -7,7 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def sample(args: Namespace) -> Result:
         "unparsable": sum(rollout.answer is None for rollout in rollouts),
         "cut_at_length": sum(rollout.finish_reason == "length" for rollout in rollouts),
     }  # fmt: skip
-    return Result(_listing(data), data)
+    return Result(listing(data), data)
 
 
 def train(args: Namespace) -> Result:
@@ -87,7 +87,7 @@ def train(args: Namespace) -> Result:
     )  # fmt: skip
     rm.save_pretrained(args.out)
     data = {"out": args.out, "parameters": sum(p.numel() for p in rm.parameters()), **rm.config.training}
-    return Result(_listing(data), data)
+    return Result(listing(data), data)
 
 
 def score(args: Namespace) -> Result:
@@ -115,7 +115,7 @@ def score(args: Namespace) -> Result:
     flags = Counter(record["flag"] for record in scored if "flag" in record)
     good = [reward for reward in rewards if reward == reward]
     data = {"out": args.out, "responses": len(rewards), "mean_reward": sum(good) / max(1, len(good)), **flags}
-    return Result(_listing(data), data)
+    return Result(listing(data), data)
 
 
 def evaluate(args: Namespace) -> Result:
@@ -174,7 +174,7 @@ def import_published(args: Namespace) -> Result:
         "gate": rm.config.gate,
         "position": rm.config.position,
     }
-    return Result(_listing(data), data)
+    return Result(listing(data), data)
 
 
 def parse_layers(text: str, layers: int | None) -> tuple[int, ...]:
@@ -244,7 +244,8 @@ def _sampling(args: Namespace) -> dict[str, Any]:
     return {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
 
 
-def _listing(data: dict[str, Any]) -> str:
+def listing(data: Mapping[str, Any]) -> str:
+    """Return figures by name, a line each."""
     return "\n".join(f"{key.replace('_', ' '):24} {value}" for key, value in data.items())
 
 

@@ -59,12 +59,15 @@ def check_ids(model: PreTrainedModel, prompt_ids: Sequence[int], response_ids: S
         raise ValueError(f"{name} is empty: it has no token to score")
     if limit and length > limit:
         raise ValueError(f"{name} and its prompt have {length} tokens, but the model's context is {limit}")
-    largest, smallest = max(*prompt_ids, *response_ids), min(*prompt_ids, *response_ids)
-    if largest >= config.vocab_size or smallest < 0:
-        strange = largest if largest >= config.vocab_size else smallest
-        raise ValueError(
-            f"{name} holds the token id {strange}, but the model has ids 0 to {config.vocab_size - 1}: is it another's?"
-        )
+    check_vocabulary(model, [*prompt_ids, *response_ids], name)
+
+
+def check_vocabulary(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
+    """Raise ValueError for a token id that the model does not have."""
+    size = model.config.get_text_config().vocab_size
+    strange = max(ids) if max(ids) >= size else min(ids)
+    if not 0 <= strange < size:
+        raise ValueError(f"{name} holds the token id {strange}, but the model has ids 0 to {size - 1}: is it another's?")
 
 
 def encode_prompt(

@@ -39,11 +39,11 @@ class Question:
 
 def explain(args: Namespace) -> Result:
     """Write the token view of a file's responses; raise ValueError that names the line of what cannot be read."""
-    from swift_rm.commands import Result
+    from swift_rm.commands import Result, listing
     from swift_rm.embedded import load_language_model, resolve
     from swift_rm.encoding import check_ids, encode_prompt, encode_response
     from swift_rm.files import write_whole
-    from swift_rm.identity import model_identity
+    from swift_rm.identity import model_identity, short_name
     from swift_rm.reward_model import SwiftRewardModel
     from swift_rm.token_scoring import score_tokens
     from swift_rm.token_view import PageView, QuestionView, render_page
@@ -69,7 +69,7 @@ def explain(args: Namespace) -> Result:
     named = f"Token view of {Path(args.input).name}"
     page = render_page(
         PageView(
-            named, model_identity(model)["id"], _name(args.reward_model), rm.config.position,
+            named, model_identity(model)["id"], short_name(args.reward_model), rm.config.position,
             [
                 QuestionView(
                     q.question_id, turns(tokenizer, q.prompt), [next(views) for _ in q.answered[: args.n]], len(q.answered)
@@ -85,7 +85,7 @@ def explain(args: Namespace) -> Result:
         "responses_left_out": sum(len(question.answered) for question in questions) - len(answered),
         "tokens": sum(map(len, responses)), "bytes": len(page),
     }  # fmt: skip
-    return Result("\n".join(f"{key.replace('_', ' '):24} {value}" for key, value in data.items()), data)
+    return Result(listing(data), data)
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -160,8 +160,3 @@ def _either(record: Mapping[str, Any], ids: str, text: str) -> Any:
     if not readable and not (key == "prompt" and kinds == {dict}):
         raise ValueError(f"{key!r} must be {'text or token ids' if key == text else 'token ids'}, got {value!r:.60}")
     return value
-
-
-def _name(model: str) -> str:
-    """Return a folder's last name, or the name of any other model as it is."""
-    return Path(model).resolve().name if Path(model).is_dir() else model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from swift_rm.evaluating import evaluating
+from swift_rm.generate_settings import end_tokens_of
 from swift_rm.token_statistics import StatisticsRecorder
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ def left_padded(
 
 def end_tokens(model: PreTrainedModel, settings: Mapping[str, Any]) -> frozenset[int]:
     """Return the ids at which a response ends; empty if the model defines none."""
-    ends = settings.get("eos_token_id", model.generation_config.eos_token_id)
-    return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+    return frozenset(end_tokens_of(model, settings).tolist())
 
 
 class _RowEnds:

@@ -28,9 +28,13 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def model_identity(model: PreTrainedModel) -> dict[str, Any]:
     """Return ``{"id", "revision"}`` of a loaded model, as the rollout records keep it; a folder is known by its last name."""
-    name = model.name_or_path or type(model).__name__
-    name = Path(name).resolve().name if os.path.isdir(name) else name
+    name = short_name(model.name_or_path or type(model).__name__)
     return {"id": name, "revision": getattr(model.config, "_commit_hash", None)}
+
+
+def short_name(model: str) -> str:
+    """Return a folder's last name, or the name of any other model as it is."""
+    return Path(model).resolve().name if os.path.isdir(model) else model
 
 
 def describe_base(config: SwiftConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> SwiftConfig:

@@ -58,14 +58,13 @@ def _check_record(record: Mapping[str, Any]) -> None:
 
 def encode_question(name: str, record: Mapping[str, Any], model: Any, tokenizer: Any, args: Namespace) -> Question:
     """Turn a record into what the model reads; raise ValueError that names the question if it cannot read it."""
-    from swift_rm.encoding import encode_prompt
+    from swift_rm.encoding import check_vocabulary, encode_prompt
 
     prompt, ids = record.get("prompt"), record.get("prompt_ids")
     if prompt is None and isinstance(text := record.get("question"), str):
         prompt = text if args.raw or not tokenizer.chat_template else [{"role": "user", "content": text}]
     ids = encode_prompt(tokenizer, ids or prompt or "", args.chat_template_kwargs)
-    vocabulary = model.config.get_text_config().vocab_size
-    if not ids or max(ids) >= vocabulary:
-        what = f"holds the token id {max(ids)}, but the model has ids 0 to {vocabulary - 1}" if ids else "is empty"
-        raise ValueError(f"the prompt of question {name!r} {what}")
+    if not ids:
+        raise ValueError(f"the prompt of question {name!r} is empty")
+    check_vocabulary(model, ids, f"the prompt of question {name!r}")
     return Question(name, prompt, ids)
