@@ -98,7 +98,7 @@ class NoRewards:
     def latest(self) -> None:
         """Return nothing to go on from."""
 
-    def resume(self, scores: None, rows: torch.Tensor) -> None:
+    def resume(self, states: None, rows: torch.Tensor) -> None:
         """Note how many rows begin."""
         self._rows = len(rows)
 

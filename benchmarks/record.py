@@ -1,8 +1,10 @@
-"""What every benchmark shares: its arguments, paired ratios, and a result file with versions."""
+"""What every benchmark shares: its arguments, paired ratios, peak memory, and a result file with versions."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -46,6 +48,26 @@ def paired_ratio(one: Callable[[], object], other: Callable[[], object], rounds:
         "seconds": statistics.median(a for a, _ in times[1:]),
         "seconds_other": statistics.median(b for _, b in times[1:]),
     }
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int:
+    """Return how far memory rises above where it stood while ``run`` runs: of the GPU, or of the process (Linux)."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or the peak would hide in it
+    before = _status("VmRSS")
+    Path(f"/proc/{os.getpid()}/clear_refs").write_text("5")  # the high-water mark starts again from here
+    run()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
 
 
 def finish(name: str, args: argparse.Namespace, result: dict[str, Any]) -> None:

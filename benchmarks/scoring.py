@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
-from record import arguments, finish, paired_ratio
+from record import arguments, finish, paired_ratio, peak_bytes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
@@ -48,8 +42,8 @@ def main() -> None:
         "score_vs_forward_without_logits_range": [round(bare["ratio_low"], 4), round(bare["ratio_high"], 4)],
         "score_seconds": round(full["seconds"], 4),
         "forward_seconds": round(full["seconds_other"], 4),
-        "peak_bytes_at_64": peak_bytes(lambda: scoring(64)),
-        "peak_bytes_at_512": peak_bytes(lambda: scoring(512)),
+        "peak_bytes_at_64": peak_bytes(lambda: scoring(64), device),
+        "peak_bytes_at_512": peak_bytes(lambda: scoring(512), device),
         "parameters": sum(p.numel() for p in model.parameters()),
         "responses": count,
         "tokens_per_sequence": prompt + response,
@@ -80,26 +74,6 @@ def check(model: LlamaForCausalLM, rm: SwiftRewardModel, prompt: list[int], resp
     expected, got = float((z.sigmoid() * r).sum() / z.sigmoid().sum()), score(model, None, rm, [prompt], [response])[0]
     if abs(expected - got) > 1e-3 * max(1.0, abs(expected)):
         raise SystemExit(f"score() gives {got}, the formula {expected}: not timed")
-
-
-def peak_bytes(run: Callable[[], None]) -> int:
-    """Return how far memory rises above where it stood while ``run`` runs: of the GPU, or of the process (Linux)."""
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or the peak would hide in it
-    before = _status("VmRSS")
-    Path(f"/proc/{os.getpid()}/clear_refs").write_text("5")  # the high-water mark starts again from here
-    run()
-    return max(0, _status("VmHWM") - before)
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

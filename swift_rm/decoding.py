@@ -111,7 +111,7 @@ class PromptBatch:
         self.cache = getattr(outputs, "past_key_values", None)
         refuse_cache(self.cache)
         self.logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
-        self.scores = running.latest()
+        self.states = running.latest()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,7 +148,7 @@ class Rows:
         self._cache = take_rows(source.cache, start)
         self._kwargs = {name: rows_like(name, value, start, len(source)) for name, value in source.kwargs.items()}
         self._processors = processors_of(source.processors, start)
-        self._running.resume(source.scores, start)
+        self._running.resume(source.states, start)
         self._logprob = torch.zeros(len(start), device=start.device)  # [rows]: sum over tokens
         self._prompts = list(prompts)  # of each candidate
         self._rows = list(range(len(prompts)))  # the candidate of each row

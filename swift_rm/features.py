@@ -45,7 +45,7 @@ class Features:
         starts, sizes = self.offsets[responses], self.offsets.diff()[responses]
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         rows = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], sizes)
-        return self.states[rows], offsets
+        return self.states.index_select(0, rows), offsets
 
 
 def extract_features(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from swift_rm_kernels import gated_pool_reference
+from swift_rm_kernels import gated_pool
 from swift_rm_kernels.reference import pool_prefixes_reference
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -182,7 +182,7 @@ def split_questions(features: Features, share: float, seed: int) -> tuple[Tensor
 def _loss(rm: SwiftRewardModel, features: Features, members: Tensor, scaling: Scaling, settings: FitSettings) -> Tensor:
     states, offsets = features.take(members)
     labels, question = features.labels[members], features.question[members]
-    rewards, z, r = gated_pool_reference(states, *scaling.fold(rm), offsets, return_tokens=True)
+    rewards, z, r = gated_pool(states, *scaling.fold(rm), offsets, return_tokens=True)
     loss = get_loss(settings.loss)(rewards, labels, question)
     if settings.prefixes:
         sizes = offsets.diff()
@@ -203,7 +203,7 @@ def _predict(rm: SwiftRewardModel, features: Features, questions: Tensor, scalin
     rewards = []
     for chunk in torch.split(members, CHUNK):
         states, offsets = features.take(chunk)
-        rewards.append(gated_pool_reference(states, *folded, offsets))
+        rewards.append(gated_pool(states, *folded, offsets))
     return torch.cat(rewards), features.labels[members], features.question[members]
 
 

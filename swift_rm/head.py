@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from swift_rm_kernels import gated_pool_reference
-from swift_rm_kernels.reference import States, token_scores_reference
+from swift_rm_kernels import gated_pool
+from swift_rm_kernels.reference import States
 from torch import Tensor, nn
 
 
@@ -15,6 +15,11 @@ class TokenScores(NamedTuple):
 
     gate: Tensor
     reward: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor, r: Tensor, gate: bool) -> TokenScores:
+        """Read the gates' logits and the rewards, ``[T]`` each; of a head without a gate every gate is 1."""
+        return cls(torch.sigmoid(z) if gate else torch.ones_like(z), r)
 
 
 class GatedHead(nn.Module):
@@ -30,12 +35,21 @@ class GatedHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(rows, width))
         self.bias = nn.Parameter(torch.zeros(rows))
 
+    @property
+    def gate(self) -> bool:
+        """Whether tokens are weighted by gates."""
+        return self.weight.shape[0] == 2
+
     def forward(self, features: States, offsets: Tensor) -> Tensor:
         """Compute the rewards ``[B]`` of packed responses; ``features`` is ``[T, D]`` or a list of ``[T, d]``."""
-        return gated_pool_reference(features, self.weight, self.bias, offsets)
+        return gated_pool(features, self.weight, self.bias, offsets)
 
     def token_scores(self, features: States) -> TokenScores:
         """Compute gate and reward of each token; without a gate every gate is 1."""
-        scores = token_scores_reference(features, self.weight, self.bias)
-        gate = torch.sigmoid(scores[:, 0]) if self.weight.shape[0] == 2 else torch.ones_like(scores[:, 0])
-        return TokenScores(gate, scores[:, -1])
+        tokens = len(features if isinstance(features, Tensor) else features[0])
+        return self.rewards_and_tokens(features, torch.tensor([0, tokens]))[1]
+
+    def rewards_and_tokens(self, features: States, offsets: Tensor) -> tuple[Tensor, TokenScores]:
+        """Compute the rewards ``[B]`` of packed responses, and gate and reward of each token, in one pass."""
+        rewards, z, r = gated_pool(features, self.weight, self.bias, offsets, return_tokens=True)
+        return rewards, TokenScores.of(z, r, self.gate)

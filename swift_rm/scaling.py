@@ -26,9 +26,9 @@ class Scaling:
         total = square = torch.zeros(features.states.shape[1], dtype=torch.float64)
         count = 0
         for chunk in torch.split(responses, CHUNK):
-            states, _ = features.take(chunk)
-            total = total + states.double().sum(0)
-            square = square + states.double().square().sum(0)
+            states = features.take(chunk)[0].double()
+            total = total + states.sum(0)
+            square = square + states.square_().sum(0)  # in place: a copy more takes longer than the sum
             count += len(states)
         mean = total / count
         scale = (square / count - mean.square()).clamp_min(0).sqrt()

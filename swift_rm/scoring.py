@@ -89,7 +89,7 @@ def score_encoded(
     ):
         for packed in packed_states(model, config.layers, config.position, encoded, batch_size=batch_size):
             device = rm.head.weight.device
-            values = rm([layer.to(device) for layer in packed.layers], packed.offsets.to(device))
+            values = rm([layer.to(device) for layer in packed.layers], packed.offsets)
             for index, value in zip(packed.indices, values.tolist(), strict=True):
                 rewards[index] = value
             bar.update(len(packed.indices))

@@ -28,11 +28,10 @@ class StreamingReward:
 
     Inside the ``with`` block every row of the latest ``generate`` call has its reward: that of ``score`` on the tokens up
     to and with its end-of-sequence token (in bfloat16 the two differ by up to 1 % of the rewards' spread, as either does
-    from float32). What is kept of a row does not grow with its length: three floats, and the scores of up to 16 tokens
-    that wait to be added. ``stopping_criteria=[stream]`` may be given or left out; rows that other criteria or
-    ``stop_strings`` end are counted up to there. The tokenizer is needed for a region after a marker and checked against
-    the reward model if given. With ``position="token"`` one more step reads the last token's state. ``tokens=True`` keeps
-    gate and reward of every token too.
+    from float32). What is kept of a row does not grow with its length: three floats. ``stopping_criteria=[stream]`` may be
+    given or left out; rows that other criteria or ``stop_strings`` end are counted up to there. The tokenizer is needed for
+    a region after a marker and checked against the reward model if given. With ``position="token"`` one more step reads the
+    last token's state. ``tokens=True`` keeps gate and reward of every token too.
 
     Raises ValueError for another base model and, in `generate`, for decoding that does not go on row by row: beam search,
     assisted decoding, continuous batching.

@@ -57,9 +57,8 @@ def score_tokens(
     with torch.inference_mode():
         for packed in packed_states(model, rm.config.layers, rm.config.position, encoded, batch_size=batch_size):
             layers, ends = [layer.to(device) for layer in packed.layers], packed.offsets.tolist()
-            tokens = rm.token_scores(layers)
-            gate, reward = tokens.gate.tolist(), tokens.reward.tolist()
-            rewards = rm(layers, packed.offsets.to(device)).tolist()
+            pooled, tokens = rm.head.rewards_and_tokens(layers, packed.offsets)
+            rewards, gate, reward = pooled.tolist(), tokens.gate.tolist(), tokens.reward.tolist()
             for row, index in enumerate(packed.indices):
                 one, here = encoded[index], slice(ends[row], ends[row + 1])
                 flag = one.region.flag if abs(rewards[row]) < float("inf") else "not_finite"

@@ -6,6 +6,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the netw
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton's kernels run on CPU tensors, program by program; read when they are first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from homework_corpus import make_tokenizer
 from tiny_models import tiny_model
 
@@ -37,3 +41,20 @@ def make_rollout():
         return Rollout(question, **values)
 
     return make
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that nobody has written yet is NaN, or a large number, so that reading it shows."""
+
+    def poison(make):
+        def made(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            if tensor.device.type == "meta" or isinstance(tensor, torch._subclasses.FakeTensor):
+                return tensor
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else 77 if tensor.dtype != torch.bool else True)
+
+        return made
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))

@@ -15,13 +15,13 @@ def run(program):
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    heavy = "['torch', 'transformers', 'trl', 'triton', 'sklearn', 'math_verify']"
+    heavy = "['torch', 'transformers', 'trl', 'triton', 'numba', 'sklearn', 'math_verify']"
     assert run(f"import sys, swift_rm; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
 def test_the_reward_model_needs_neither_transformers_nor_scikit_learn():
     program = "import sys; from swift_rm import SwiftConfig, SwiftRewardModel, HiddenStateTap; print([m for m in "
-    assert run(program + "['transformers', 'trl', 'triton', 'sklearn'] if m in sys.modules])") == "[]"
+    assert run(program + "['transformers', 'trl', 'triton', 'numba', 'sklearn'] if m in sys.modules])") == "[]"
 
 
 def test_help_needs_no_torch():
@@ -71,3 +71,24 @@ def test_arrows_point_one_way():
         assert "import swift_rm." not in path.read_text()
         assert "from swift_rm " not in path.read_text()
         assert "from swift_rm." not in path.read_text()
+
+
+def test_the_formula_is_written_down_below_only():
+    """The package asks the kernels for rewards; of the definitions it takes one that is a training loss."""
+    users: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "swift_rm").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("swift_rm_kernels"):
+                for name in node.names:
+                    users.setdefault(name.name, set()).add(path.stem)
+            assert not (isinstance(node, ast.Import) and any("swift_rm_kernels" in name.name for name in node.names)), path
+    assert users == {
+        "gated_pool": {"head", "fit"},
+        "gated_step": {"running_mean"},
+        "new_running": {"running_mean"},
+        "running_rewards": {"running_mean"},
+        "pool_prefixes_reference": {"fit"},
+        "States": {"head"},
+    }
+    gates = [path.stem for path in (ROOT / "swift_rm").rglob("*.py") if "torch.sigmoid(" in path.read_text()]
+    assert gates == ["head"], "a gate is made of its logit in one place"

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 from pathlib import Path
@@ -47,6 +48,39 @@ def test_token_scores_give_the_reward():
     features = torch.randn(4, 12)
     gate, reward = rm.token_scores(features)
     assert rm(features, torch.tensor([0, 4]))[0].item() == pytest.approx(((gate * reward).sum() / gate.sum()).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_rewards_and_token_scores_are_differentiable(gate):
+    rm = reward_model(gate=gate).double()
+    features, offsets = torch.randn(5, 12, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2, 5])
+    parts = [features[:, :6], features[:, 6:]]
+    inputs, gradients = (features, rm.head.weight, rm.head.bias), []
+    for rewards, (gates, tokens) in (
+        (rm(features, offsets), rm.token_scores(features)),
+        by_the_formula(rm, features, offsets),
+        rm.head.rewards_and_tokens(parts, offsets),
+    ):
+        sums = (rewards.square().sum(), tokens.square().sum(), *([gates.square().sum()] if gate else []))
+        gradients.append([torch.autograd.grad(one, inputs, retain_graph=True) for one in sums])
+    for way in gradients[1:]:
+        for ours, theirs in zip(gradients[0], way, strict=True):
+            assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def by_the_formula(rm, features, offsets):
+    scores = features @ rm.head.weight.T + rm.head.bias
+    gates, tokens = torch.sigmoid(scores[:, 0]) if rm.config.gate else torch.ones(len(features)), scores[:, -1]
+    parts = list(itertools.pairwise(offsets.tolist()))
+    return torch.stack([(gates[a:b] * tokens[a:b]).sum() / gates[a:b].sum() for a, b in parts]), (gates, tokens)
+
+
+def test_a_rounded_head_is_still_summed_in_float32():
+    rm, features, offsets = reward_model(), torch.randn(400, 12), torch.tensor([0, 2, 400])
+    rough = reward_model().to(torch.bfloat16)
+    assert rough(features.to(torch.bfloat16), offsets).dtype == torch.float32
+    rm.load_state_dict({name: value.float() for name, value in rough.state_dict().items()})
+    assert torch.allclose(rough(features, offsets), rm(features, offsets), atol=1e-6)
 
 
 def test_the_card_says_what_is_read_and_how_it_does(tmp_path):

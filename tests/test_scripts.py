@@ -44,6 +44,18 @@ def test_the_engine_benchmark_prints_its_figures():
     assert all(0 <= one["saved"] < 1 for one in random) and len(random) > 1
 
 
+def test_the_cpu_benchmark_prints_its_figures():
+    figures = json.loads(run(ROOT / "benchmarks/cpu_kernels.py", "--quick", "--json"))
+    headlines = ("forward_share_of_sum", "forward_vs_published", "backward_share_of_sum")
+    assert figures["auto"] == {"float32": "numba", "bfloat16": "numba"}
+    for key in headlines:
+        assert figures[key] == min(figures[dtype]["numba"][key] for dtype in ("float32", "bfloat16")) > 0
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        states = figures["layers"] * figures["width"] * size
+        assert figures[dtype]["numba"]["peak_bytes_per_token"] < states / 4, "a copy of the states was made"
+        assert figures[dtype]["torch"]["forward_gb_per_s"] > 0
+
+
 def test_the_models_can_be_made_from_nothing(tmp_path):
     trainer, out = ROOT / "examples/train_tiny_reasoner.py", tmp_path / "lm"
     log = run(trainer, "--scale", 0.25, "--layers", 2, "--width", 32, "--last", "sums", "--out", out)
@@ -54,3 +66,19 @@ def test_the_models_can_be_made_from_nothing(tmp_path):
     assert "swift_vote" in table
     config = SwiftRewardModel.from_pretrained(tmp_path / "rm").config
     assert (config.evaluation["questions"], config.evaluation["n"]) == (10, 16)
+
+
+def test_the_gpu_benchmark_runs_in_tritons_interpreter(tmp_path):
+    results = ROOT / "benchmarks/results/gpu.json"
+    before = results.read_bytes() if results.exists() else None
+    out = tmp_path / "gpu.json"
+    figures = json.loads(run(ROOT / "benchmarks/gpu.py", "--interpret", "--json", "--out", out))
+    assert json.loads(out.read_text()) == figures
+    assert set(figures["goals"]) == set(figures["met"]) <= set(figures)
+    assert set(figures["met"].values()) == {None}, "the interpreter's times say nothing about goals"
+    assert set(figures["parity"]) == {"bfloat16", "float16", "float32"}
+    assert all(one["kernels"] < 1e-4 < one["torch"] for name, one in figures["parity"].items() if name != "float32")
+    assert figures["step_us_eager"] > 0 and figures["generation_overhead"] > -1 and figures["forward_vs_eager"] > 0
+    assert figures["step_us_graph"] is figures["memory"] is figures["forward_vs_compile"] is None
+    assert figures["interpreted"] and figures["rows"] and {"command", "device", "gpu_versions", "blocks"} <= set(figures)
+    assert (results.read_bytes() if results.exists() else None) == before, "nothing is written beside --out"

@@ -1,5 +1,7 @@
 """The arithmetic of the hidden-state reward: gated means over packed tokens."""
 
-from swift_rm_kernels.reference import gated_pool_reference, gated_step_reference
+from swift_rm_kernels.gated_pool import gated_pool
+from swift_rm_kernels.gated_step import gated_step
+from swift_rm_kernels.reference import gated_pool_reference, gated_step_reference, new_running, running_rewards
 
-__all__ = ["gated_pool_reference", "gated_step_reference"]
+__all__ = ["gated_pool", "gated_pool_reference", "gated_step", "gated_step_reference", "new_running", "running_rewards"]

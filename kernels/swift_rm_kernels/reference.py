@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from swift_rm_kernels.checks import as_layers, check_offsets
 
 States = Tensor | Sequence[Tensor]
 
@@ -22,7 +23,7 @@ def token_scores_reference(
     A list of layers is never concatenated: each layer meets its own columns of ``weight``. The result has the dtype of
     ``weight``.
     """
-    layers = [states] if isinstance(states, Tensor) else list(states)
+    layers = as_layers(states)
     width = sum(layer.shape[-1] for layer in layers)
     if width != weight.shape[-1]:
         raise ValueError(f"states are {width} wide in all, but weight is {weight.shape[-1]} wide")
@@ -30,6 +31,11 @@ def token_scores_reference(
     for layer, part in zip(layers, torch.split(weight, [layer.shape[-1] for layer in layers], dim=-1), strict=True):
         out = out + layer.to(weight.dtype) @ part.T
     return out
+
+
+def columns(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z and r, ``[T]`` each, of scores ``[T, 2]``, or of ``[T, 1]``, where there is no gate and every z is 0."""
+    return (scores[:, 0] if scores.shape[1] == 2 else torch.zeros_like(scores[:, 0])), scores[:, -1]
 
 
 def pool_reference(
@@ -44,18 +50,27 @@ def pool_reference(
     underflows. A response without tokens, or with every token masked, has reward 0 and passes no gradient.
     """
     check_offsets(offsets, z.shape[0])
+    gate, r, mass, row = _gates(z, r, offsets, mask)
+    total = torch.zeros_like(mass).index_add(0, row, gate * r)
+    return total / _nonzero(mass)
+
+
+def _gates(z: Tensor, r: Tensor, offsets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each token's gate, scaled by the largest of its response, its reward, 0 if masked, ``mass [B]`` and its row."""
     log_gate = F.logsigmoid(z)
     if mask is not None:
         log_gate = log_gate.masked_fill(~mask, -torch.inf)
         r = r.masked_fill(~mask, 0)
     size = offsets.numel() - 1
-    row = torch.repeat_interleave(torch.arange(size, device=z.device), offsets.diff().to(z.device))
+    row = torch.repeat_interleave(torch.arange(size, device=z.device), offsets.diff().to(z.device), output_size=len(z))
     top = log_gate.detach().new_full((size,), -torch.inf).scatter_reduce(0, row, log_gate.detach(), "amax")
     top = torch.where(torch.isneginf(top), torch.zeros_like(top), top)
     gate = torch.exp(log_gate - top[row])
-    mass = gate.new_zeros(size).index_add(0, row, gate)
-    total = gate.new_zeros(size).index_add(0, row, gate * r)
-    return total / torch.where(mass == 0, torch.ones_like(mass), mass)
+    return gate, r, gate.new_zeros(size).index_add(0, row, gate), row
+
+
+def _nonzero(mass: Tensor) -> Tensor:
+    return torch.where(mass == 0, torch.ones_like(mass), mass)
 
 
 def pool_prefixes_reference(
@@ -81,26 +96,6 @@ def pool_prefixes_reference(
     return means.to(r.dtype)
 
 
-@overload
-def gated_pool_reference(
-    states: States,
-    weight: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    *,
-    mask: Tensor | None = ...,
-    return_tokens: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def gated_pool_reference(
-    states: States,
-    weight: Tensor,
-    bias: Tensor,
-    offsets: Tensor,
-    *,
-    mask: Tensor | None = ...,
-    return_tokens: Literal[True],
-) -> tuple[Tensor, Tensor, Tensor]: ...
 def gated_pool_reference(
     states: States,  # [T, D] or list of L tensors [T, d]
     weight: Tensor,  # [2, D]: row 0 = gate, row 1 = reward; [1, D]: reward only, plain mean
@@ -116,53 +111,64 @@ def gated_pool_reference(
     Raises ValueError if the widths or the offsets do not fit.
     """
     scores = token_scores_reference(states, weight, bias)
-    r = scores[:, -1]
-    z = scores[:, 0] if weight.shape[0] == 2 else torch.zeros_like(r)
+    z, r = columns(scores)
     rewards = pool_reference(z, r, offsets, mask)
     return (rewards, z, r) if return_tokens else rewards
 
 
-def check_offsets(offsets: Tensor, tokens: int) -> None:
-    """Raise ValueError unless offsets ascend from 0 to the number of tokens."""
-    if offsets.ndim != 1 or offsets.numel() == 0 or offsets.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"offsets must be a 1-D integer tensor [B + 1], got shape {tuple(offsets.shape)} of {offsets.dtype}")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must ascend from 0 to {tokens} (the tokens given), got {offsets.tolist()[:8]}")
+def pool_gradient_reference(
+    z: Tensor,  # [T]
+    r: Tensor,  # [T]
+    offsets: Tensor,  # [B + 1]
+    mask: Tensor | None,  # [T]
+    rewards: Tensor,  # [B]: of pool_reference
+    grad: Tensor,  # [B]: of the rewards
+) -> tuple[Tensor, Tensor]:  # [T], [T]
+    """Write out the gradient of :func:`pool_reference` to z and r, which autograd would have to store the way for.
+
+    With ``p_t`` the share of token t in its response, ``dR/dr_t = p_t`` and ``dR/dz_t = p_t (r_t - R) sigmoid(-z_t)``.
+    """
+    gate, r, mass, row = _gates(z, r, offsets, mask)
+    share = gate / _nonzero(mass)[row] * grad[row]
+    return share * (r - rewards[row]) * torch.sigmoid(-z), share
 
 
 def add_scores_reference(
     running: Tensor,  # [rows, 3], changed in place
-    scores: Tensor,  # [rows, 2] or [rows, 1]: one token's z and r, or r alone; or several tokens' [rows, tokens, 2 or 1]
-    active: Tensor | None = None,  # [rows] or [rows, tokens], True = count this token
+    found: Tensor,  # [rows, 2] or [rows, 1]: one token's z and r, or r alone
+    active: Tensor | None = None,  # [rows], True = count this row's token
+    scores: Tensor | None = None,  # [rows, 2] or [rows, 1], changed in place: receives what was found in the active rows
 ) -> None:
-    """Add tokens to the running gated mean of their rows.
+    """Add one token per row to the running gated means.
 
     A row of ``running`` is all that streaming keeps of a response: the largest log gate m so far, and ``sum g r / e^m`` and
     ``sum g / e^m`` (an online softmax of logsigmoid(z), so that gates that all underflow still weigh). It begins as
-    ``(-inf, 0, 0)``, see :func:`new_running`. Tokens that are not active change nothing, whatever their scores.
+    ``(-inf, 0, 0)``, see :func:`new_running`. Rows that are not active keep what they have, whatever was found.
     """
-    if scores.dim() == 2:
-        scores, active = scores[:, None], None if active is None else active[:, None]
-    z, r = scores[..., 0], scores[..., -1]
-    log_gate = F.logsigmoid(z) if scores.shape[-1] == 2 else torch.zeros_like(r)
-    if active is not None:
-        log_gate, r = log_gate.masked_fill(~active, -torch.inf), r.masked_fill(~active, 0)
-    top, total, mass = running.unbind(-1)
-    new_top = torch.maximum(top, log_gate.amax(-1))
-    zero = new_top.masked_fill(torch.isneginf(new_top), 0)
-    keep, gate = torch.exp(top - zero), torch.exp(log_gate - zero[:, None])
-    running.copy_(torch.stack([new_top, total * keep + (gate * r).sum(-1), mass * keep + gate.sum(-1)], dim=-1))
+    r = found[:, -1]
+    log_gate = F.logsigmoid(found[:, 0]) if found.shape[1] == 2 else torch.zeros_like(r)
+    top, total, mass = running.unbind(1)
+    new_top = torch.maximum(top, log_gate)
+    level = new_top.clamp_min(torch.finfo(running.dtype).min)  # while all gates are shut, exp(-inf) and not exp(-inf + inf)
+    keep, gate = (top - level).exp_(), (log_gate - level).exp_()
+    after = (new_top, torch.addcmul(total * keep, gate, r), torch.addcmul(gate, mass, keep))
+    for old, new in zip((top, total, mass), after, strict=True):
+        old.copy_(new) if active is None else torch.where(active, new, old, out=old)
+    if scores is not None:
+        scores.copy_(found if active is None else torch.where(active[:, None], found, scores))
 
 
+@torch.no_grad()
 def gated_step_reference(
     states: Sequence[Tensor],  # L tensors [rows, d]: one decoded token per row
     weight: Tensor,  # [2, D] or [1, D]
     bias: Tensor,  # [2] or [1]
     running: Tensor,  # [rows, 3], changed in place
     active: Tensor | None = None,  # [rows], True = count this row's token
+    scores: Tensor | None = None,  # [rows, 2] or [rows, 1], changed in place: receives the active rows' z and r
 ) -> None:
     """Add one decoded token per row to the running gated means; after a response's tokens they give ``gated_pool``'s reward."""
-    add_scores_reference(running, token_scores_reference(states, weight, bias), active)
+    add_scores_reference(running, token_scores_reference(states, weight, bias), active, scores)
 
 
 def new_running(rows: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
