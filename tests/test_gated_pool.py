@@ -5,14 +5,12 @@ import mmap
 
 import pytest
 import torch
+from implementations import DEVICE, needs_triton
+from implementations import POOL_IMPLS as IMPLS
 from swift_rm_kernels import gated_pool, gated_pool_reference
 from swift_rm_kernels.gated_pool_op import gated_pool_op, score_gradient, weight_gradient
 
 poisoned = pytest.mark.usefixtures("poisoned")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMPLS = ["torch", pytest.param("triton", marks=pytest.mark.skipif("not __import__('importlib').util.find_spec('triton')"))]
-if DEVICE == "cpu":
-    IMPLS.append(pytest.param("numba", marks=pytest.mark.skipif("not __import__('importlib').util.find_spec('numba')")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # widths of the layers, tokens of the responses, rows of the weight, a mask, the bias of the gate
@@ -247,7 +245,7 @@ def test_states_without_columns_have_the_bias_for_a_reward(impl):
     assert torch.autograd.grad(rewards.sum(), weight)[0].shape == (2, 0)
 
 
-@pytest.mark.skipif("not __import__('importlib').util.find_spec('triton')")
+@needs_triton
 def test_states_are_loaded_16_bytes_at_a_time_only_where_addresses_and_strides_allow():
     from swift_rm_kernels.gated_pool_triton import _alignment
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from implementations import DEVICE
+from implementations import STEP_IMPLS as IMPLS
 from swift_rm_kernels import gated_pool_reference, gated_step, gated_step_reference, new_running, running_rewards
 from swift_rm_kernels.gated_step import gated_step_op
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMPLS = ["torch", pytest.param("triton", marks=pytest.mark.skipif("not __import__('importlib').util.find_spec('triton')"))]
 poisoned = pytest.mark.usefixtures("poisoned")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

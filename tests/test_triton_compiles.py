@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
+from implementations import needs_triton
 
 ROOT = Path(__file__).parent.parent
 
 
-pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
+pytestmark = needs_triton
 
 
 def run(script, tmp_path, **variables):

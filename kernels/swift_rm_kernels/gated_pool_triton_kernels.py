@@ -25,6 +25,18 @@ def log_sigmoid(z):
     return tl.minimum(z, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(z)))
 
 
+@triton.jit
+def add_products(z, r, states, row, stride, there, column, inside, weight, first, total_width, GATE: tl.constexpr):
+    """Multiply a tile of states with the columns of the weight it meets, and add that to z and r; without a gate z stays."""
+    state = tl.load(states + row[:, None] * stride + column[None, :], mask=there[:, None] & inside, other=0.0).to(tl.float32)
+    if GATE:
+        z += state * tl.load(weight + first + column, mask=inside, other=0.0)[None, :]
+        r += state * tl.load(weight + total_width + first + column, mask=inside, other=0.0)[None, :]
+    else:
+        r += state * tl.load(weight + first + column, mask=inside, other=0.0)[None, :]
+    return z, r
+
+
 @tuned(SCORE_TILES, key=["layers", "width", "ELEMENT"])
 @triton.jit
 def token_scores_kernel(
@@ -34,7 +46,7 @@ def token_scores_kernel(
 ):  # fmt: skip
     """Score BLOCK_T tokens a program, through all layers: z and r, which are summed in registers until the end."""
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    there = (token < tokens)[:, None]
+    there = token < tokens
     z = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     r = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     for index in range(layers):
@@ -42,13 +54,7 @@ def token_scores_kernel(
         for start in tl.range(0, own_width, BLOCK_D, num_stages=STAGES):
             column = start + tl.arange(0, BLOCK_D)
             inside = True if STEP % BLOCK_D == 0 else column < own_width
-            state = tl.load(states + token[:, None] * stride + column[None, :], mask=there & inside, other=0.0).to(tl.float32)
-            if GATE:
-                z += state * tl.load(weight + first + column, mask=inside, other=0.0)[None, :]
-                r += state * tl.load(weight + width + first + column, mask=inside, other=0.0)[None, :]
-            else:
-                r += state * tl.load(weight + first + column, mask=inside, other=0.0)[None, :]
-    there = token < tokens
+            z, r = add_products(z, r, states, token, stride, there, column, inside, weight, first, width, GATE)
     if GATE:
         tl.store(scores + 2 * token, tl.sum(z, 1) + tl.load(bias), mask=there)
         tl.store(scores + 2 * token + 1, tl.sum(r, 1) + tl.load(bias + 1), mask=there)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swift_rm_kernels.gated_pool_triton_kernels import log_sigmoid
+from swift_rm_kernels.gated_pool_triton_kernels import add_products, log_sigmoid
 from swift_rm_kernels.tuning import FUSED, on_device, step_tile
 
 MOST_LAYERS = 256  # whose addresses a launch takes
@@ -90,14 +90,7 @@ def _gated_step_kernel(
     for start in tl.range(0, width, BLOCK_D, num_stages=STAGES):
         column = start + tl.arange(0, BLOCK_D)
         inside = column < width
-        state = tl.load(
-            states + row[:, None].to(tl.int64) * stride + column[None, :], mask=counted[:, None] & inside, other=0.0
-        ).to(tl.float32)
-        if GATE:
-            z += state * tl.load(weight + first + column, mask=inside, other=0.0)[None, :]
-            r += state * tl.load(weight + total_width + first + column, mask=inside, other=0.0)[None, :]
-        else:
-            r += state * tl.load(weight + first + column, mask=inside, other=0.0)[None, :]
+        z, r = add_products(z, r, states, row.to(tl.int64), stride, counted, column, inside, weight, first, total_width, GATE)
     own = found + (index * rows + row) * HEADS
     if GATE:
         tl.store(own, tl.sum(z, 1), mask=counted)
