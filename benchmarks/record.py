@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -72,7 +73,8 @@ def _status(key: str) -> int:
 
 def finish(name: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Print the result, and write it with device, versions and the command that made it."""
-    command = " ".join(["python", f"benchmarks/{name}.py", *(arg for arg in sys.argv[1:] if arg in ("--quick", "--json"))])
+    paths = {str(getattr(args, key)) for key in ("out", "cache") if getattr(args, key, None)} | {"--out", "--cache"}
+    command = shlex.join(["python", f"benchmarks/{name}.py", *(arg for arg in sys.argv[1:] if arg not in paths)])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {os.cpu_count()} cores"
     versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
     record = {**result, "command": command, "device": device, "threads": torch.get_num_threads(), "versions": versions}

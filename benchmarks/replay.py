@@ -180,7 +180,8 @@ def engine(
     }  # fmt: skip
     found: dict[str, Any] = {}
     for name, way in ways.items():
-        results = best_of_n(model, tokenizer, rm, [question.prompt for question in asked], n, batch_size=GROUP, **way)
+        prompts = [question.prompt for question in asked]
+        results = best_of_n(model, tokenizer, rm, prompts, n, select="best", batch_size=GROUP, **way)
         right = [task.grade(question, result.best.text).label for question, result in zip(asked, results, strict=True)]
         spent = sum(result.tokens_spent for result in results)
         found[name] = {"accuracy": round(100 * float(np.mean([label == 1 for label in right])), 2), "tokens": spent}

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from swift_rm.custom_generate import BestOfNDecoding
     from swift_rm.evaluation import evaluate
     from swift_rm.fit import fit
+    from swift_rm.online import fit_online
+    from swift_rm.plans import plan_grid
     from swift_rm.reward_model import SwiftRewardModel
     from swift_rm.sampling import sample
     from swift_rm.scoring import score
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BestOfNDecoding": "custom_generate", "HiddenStateTap": "tap", "StreamingReward": "streaming", "SwiftConfig": "config",
-    "SwiftRewardModel": "reward_model", "best_of_n": "best_of_n", "evaluate": "evaluation", "fit": "fit", "sample": "sampling",
-    "score": "scoring",
+    "SwiftRewardModel": "reward_model", "best_of_n": "best_of_n", "evaluate": "evaluation", "fit": "fit", "fit_online": "online",
+    "plan_grid": "plans", "sample": "sampling", "score": "scoring",
 }  # fmt: skip
 __all__ = [
     "BestOfNDecoding",
@@ -36,6 +38,8 @@ __all__ = [
     "best_of_n",
     "evaluate",
     "fit",
+    "fit_online",
+    "plan_grid",
     "sample",
     "score",
 ]

@@ -262,7 +262,8 @@ def _stopped(args: Namespace, answered: int, asked: int) -> str:
 
 def _fingerprint(rm: SwiftRewardModel) -> str:
     """Return a hash of what a reward model computes: a folder of the same name may hold another one."""
-    config = {key: getattr(rm.config, key) for key in ("layers", "position", "region", "gate", "calibration")}
+    several = ("heads", "pessimism") if rm.config.heads > 1 else ()
+    config = {key: getattr(rm.config, key) for key in ("layers", "position", "region", "gate", "calibration", *several)}
     content = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, value in sorted(rm.state_dict().items()):
         content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -18,7 +18,7 @@ from swift_rm.identity import check_base_model
 from swift_rm.pruning import Prune, get_prune
 from swift_rm.region import Flag
 from swift_rm.rollouts import Prompt
-from swift_rm.selection import EXTERNAL_RULES
+from swift_rm.selection import DEFAULT_RULE, EXTERNAL_RULES
 from swift_rm.selection import select as select_candidate
 from swift_rm.tasks.answers import find_answer
 from swift_rm.waves import Ended, Plan
@@ -63,7 +63,7 @@ class BestOfN:
 
     ``tokens_spent`` were generated for it. ``tokens_saved`` is an estimate of what all n whole candidates would have cost
     beyond that, from the mean length of those that finished. ``ended`` says why it got no more candidates: "all" of them
-    were there, the "probability" of the best reached ``stop_at``, the expected "gain" was too small, the "budget" was
+    were there, the highest "probability" reached ``stop_at``, the expected "gain" was too small, the "budget" was
     spent, or it was "interrupted" by Ctrl-C.
     """
 
@@ -81,7 +81,7 @@ def best_of_n(
     rm: SwiftRewardModel,
     prompts: Sequence[Prompt | Sequence[int]],
     n: int = 16,
-    select: str = "best",
+    select: str = DEFAULT_RULE,
     prune: Prune | str | None = None,
     stop_at: float | None = None,
     *,
@@ -101,13 +101,16 @@ def best_of_n(
 ) -> list[BestOfN]:
     """Sample ``n`` responses per prompt, score their hidden states as they are generated, and choose one by the rule ``select``.
 
-    Rules are those of :func:`swift_rm.selection.select`; votes are cast with ``answer(text)``; "rank" and "scale" fuse the
-    rewards with those of ``external(prompts, responses)``. ``prune`` ("halving", "confidence", or a rule of
-    :mod:`swift_rm.pruning`) drops hopeless candidates on their way. ``stop_at`` samples in waves of ``wave`` candidates (an
-    eighth of n) and stops a question whose best candidate is right with that probability, or whose next wave is expected
-    to raise it by less than ``min_gain``. ``budget`` is a number of tokens for all prompts together, spent in waves where
-    they are expected to help most: every question gets one wave, whatever the budget, and candidates that are unfinished
-    when it is spent are dropped. ``batch_size`` counts prompts. ``on_results`` gets the results of each batch as it is done.
+    Rules are those of :func:`swift_rm.selection.select`; votes are cast with ``answer(text)``. The default, "shrunk",
+    takes the best candidate of the answer with the highest mean probability, shrunk by support; where no answer is found
+    it is "best", the highest reward. "rank" and "scale" fuse the rewards with those of ``external(prompts, responses)``.
+    ``prune`` ("halving", "confidence", or a rule of :mod:`swift_rm.pruning`) drops hopeless candidates on their way.
+    ``stop_at`` samples in waves of ``wave`` candidates (an eighth of n) and stops a question whose most probable
+    candidate is right with that probability, or whose next wave is expected to raise it by less than ``min_gain``;
+    ``select`` then chooses among what is there. ``budget`` is a number of tokens for all prompts together, spent in waves
+    where they are expected to help most: every question gets one wave, whatever the budget, and candidates that are
+    unfinished when it is spent are dropped. ``batch_size`` counts prompts. ``on_results`` gets the results of each batch
+    as it is done.
 
     A candidate whose states are not finite has the reward NaN and is not chosen while others stand. After Ctrl-C the
     questions for which a candidate had finished come back, with a warning. Raises ValueError for another base model,
@@ -181,7 +184,7 @@ def _result(
         raise ValueError(
             f"none of the {len(asked.candidates)} candidates of {str(prompt)!r:.80} has a reward: their states are NaN or Inf"
         )
-    texts = [_text(tokenizer, one) for one in asked.candidates]
+    texts = [decode_text(tokenizer, one) for one in asked.candidates]
     probabilities = rm.probability([one.reward for one in asked.candidates]).tolist()
     said: dict[int, float] = {}
     if external is not None:
@@ -209,5 +212,6 @@ def _ask(external: External, prompts: list[Any], texts: list[str]) -> list[float
     return rewards
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, one: Decoded) -> str:
+def decode_text(tokenizer: PreTrainedTokenizerBase, one: Decoded) -> str:
+    """Return a candidate's text as answers are read from it, without special tokens."""
     return str(tokenizer.decode(one.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

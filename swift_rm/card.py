@@ -24,7 +24,7 @@ def model_card(config: SwiftConfig, parameters: int) -> str:
             "---",
             "# Hidden-state reward model",
             "",
-            f"A linear head of {parameters:,} parameters that reads the hidden states of a language model while it",
+            f"{_kind(config, parameters)} the hidden states of a language model while it",
             "generates and says how likely the response is right. Made with `swift-rm` (method: SWIFT, arXiv 2505.12225).",
             "It is of use with its base model only.",
             "",
@@ -37,6 +37,7 @@ def model_card(config: SwiftConfig, parameters: int) -> str:
             f"| position | {config.position} |",
             f"| region | {_cell(config.region)} |",
             f"| gate | {'yes' if config.gate else 'no'} |",
+            *([f"| heads | {config.heads} |", f"| pessimism | {config.pessimism:g} |"] if config.heads > 1 else []),
             "",
             "## Training",
             "",
@@ -50,6 +51,13 @@ def model_card(config: SwiftConfig, parameters: int) -> str:
             "",
         ]
     )
+
+
+def _kind(config: SwiftConfig, parameters: int) -> str:
+    if config.heads == 1:
+        return f"A linear head of {parameters:,} parameters that reads"
+    less = f" minus {config.pessimism:g} x their deviation" if config.pessimism else ""
+    return f"{config.heads} linear heads of {parameters:,} parameters in all, whose rewards' mean{less} is the reward. They read"
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 from swift_rm._version import __version__
 
 MODEL_HELP = "folder or Hub id of the language model; 'tiny-reasoner' is the one that comes with the package"
+LAST_LAYERS = "-2,-1"  # at least as good as all of them in benchmarks/results/heads.json, and fewer
+TASK_HELP = "homework or rewriting (with :test, :test:hard), or a JSONL file with questions and answers"
+REGION_HELP = "'response', 'after:<marker>', e.g. after:</think>, or 'steps:<marker>': the tokens that complete a marker"
+BANK_HELP = 'train a grid of heads and keep the best, e.g. \'{"layers": ["all", "-1"], "loss": ["bce", "dpo"]}\''
 REWARD_HELP = "folder or Hub id of the reward model; 'tiny-reasoner-reward' comes with the package"
 
 
@@ -32,22 +36,40 @@ def build_parser() -> argparse.ArgumentParser:
 
     sample = _command(commands, "sample", "sample N responses per question into a rollout file; resumable")
     _add_model(sample)
-    sample.add_argument("--task", required=True, help="homework, homework:test, or a JSONL file with questions and answers")
-    sample.add_argument("--questions", type=int, help="number of questions (default: 400 of homework, all of a file)")
-    sample.add_argument("--grading", default="auto", choices=("auto", "exact", "numeric", "math"), help="how a file is graded")
-    sample.add_argument("-n", type=int, default=8, help="responses per question (default 8)")
+    _add_task(sample, required=True)
     sample.add_argument("--out", required=True, help="rollout file (JSONL) to write or go on with")
+    sample.add_argument("--features", help="folder of features to write or go on with: the states of what is sampled")
+    _add_layers(sample, LAST_LAYERS, "the last two")
+    _add_store(sample)
     _add_sampling(sample, batch_size=16)
 
-    train = _command(commands, "train", "train a reward model on graded rollouts")
-    _add_model(train)
-    train.add_argument("--rollouts", required=True, nargs="+", help="graded rollout files (JSONL)")
+    train = _command(commands, "train", "train reward heads on graded rollouts, pairs, a feature store, or while sampling")
+    _add_model(train, required=False)
+    source = train.add_argument_group("what to learn from, one of these")
+    source.add_argument("--rollouts", nargs="+", help="graded rollout files (JSONL)")
+    source.add_argument("--pairs", nargs="+", help="preference files (JSONL): prompt, chosen, rejected")
+    source.add_argument("--features", help="folder that `sample --features` wrote: needs no language model")
+    source.add_argument("--online", action="store_true", help="sample --task now and train on the states as they come")
+    online = train.add_argument_group("with --online")
+    _add_task(online)
+    online.add_argument("--save-rollouts", help="rollout file (JSONL) to write or go on with")
+    online.add_argument("--questions-per-batch", type=int, default=16, help="questions sampled at once (default 16)")
+    online.add_argument("--replay", type=int, default=4, help="gradient steps on remembered states after each (default 4)")
+    online.add_argument("--replay-gib", type=float, default=1.0, help="memory for them (default 1)")
+    _add_temperature(online)
+    _add_template(train)
     train.add_argument("--out", required=True, help="folder of the reward model")
-    train.add_argument("--layers", default="all", help="'all', or indices such as -4,-3,-2,-1 or 16-32 (default all)")
-    train.add_argument("--position", default="generating", choices=("generating", "token"))
-    train.add_argument("--region", default="response", help="'response' or 'after:<marker>', e.g. after:</think>")
+    _add_layers(train, None, "the last two, or what the features hold")
+    train.add_argument("--position", choices=("generating", "token"), help="default: generating, or what the features hold")
+    train.add_argument("--region", default="response", help=REGION_HELP)
     train.add_argument("--no-gate", action="store_true", help="plain mean instead of the gated mean")
-    train.add_argument("--loss", default="bce", choices=("bce", "hinge", "dpo", "infonca", "nca"))
+    train.add_argument("--loss", choices=("bce", "hinge", "dpo", "infonca", "nca"), help="default bce; dpo with --pairs")
+    train.add_argument("--bank", metavar="JSON", help=BANK_HELP)
+    train.add_argument("--standardise", default="feature", choices=("feature", "layer", "none"), help="default: feature")
+    train.add_argument("--balance", default="response", choices=("response", "question"), help="what weighs alike in the loss")
+    train.add_argument("--centre", action="store_true", help="take each question's mean from its states")
+    train.add_argument("--ensemble", type=int, default=1, help="heads in the reward model (default 1)")
+    train.add_argument("--pessimism", type=float, default=0.0, help="of an ensemble: deviations to subtract (default 0)")
     train.add_argument(
         "--prefixes", type=float, default=0.0, help="share of the loss over unfinished responses, to guide pruning"
     )
@@ -59,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--max-gib", type=float, help="memory for the states (default: half of what is free)")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--skip-bad-lines", action="store_true", help="count invalid lines instead of stopping")
+    train.set_defaults(usual={action.dest: action.default for action in train._actions})
 
     score = _command(commands, "score", "add rewards to responses in a JSONL file")
     _add_model(score)
@@ -85,7 +108,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     best.add_argument("--out", help="with --input: JSONL file of results to write or go on with; - prints them")
     best.add_argument("-n", type=int, default=16, help="candidates per question (default 16)")
-    best.add_argument("--select", default="best", choices=("best", "majority", "vote", "borda", "rank", "scale"))
+    best.add_argument(
+        "--select",
+        default="shrunk",
+        choices=("shrunk", "best", "majority", "vote", "borda", "rank", "scale"),
+        help="rule that chooses; shrunk (default): the answer whose candidates have the highest mean probability, shrunk by "
+        "support, and where there are no answers the highest reward",
+    )
     best.add_argument("--external-model", help="sequence classification model whose rewards rank and scale fuse with")
     best.add_argument("--prune", choices=("halving", "confidence"), help="drop hopeless candidates while they are generated")
     best.add_argument("--prune-min-tokens", type=int, help="no candidate is dropped before it has so many (default 16)")
@@ -106,6 +135,32 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("-n", type=int, default=16, help="only the first responses of each (default 16)")
     explain.add_argument("--batch-size", type=int, default=32, help="responses per forward pass (default 32)")
     _add_template(explain)
+
+    store = _command(commands, "features", "describe a feature store, or say how large one will be")
+    store.add_argument("folder", nargs="?", help="what `sample --features` wrote")
+    store.add_argument("--verify", action="store_true", help="read everything and compare checksums")
+    store.add_argument("--model", help="for an estimate instead: folder or Hub id (only its configuration is read)")
+    store.add_argument("--revision", help="revision of the language model on the Hub")
+    store.add_argument("--questions", type=int, default=1000, help="questions to be sampled (default 1,000)")
+    store.add_argument("-n", type=int, default=8, help="responses per question (default 8)")
+    store.add_argument("--tokens", type=int, default=1024, help="tokens of a response (default 1,024)")
+    _add_layers(store)
+    _add_store(store)
+
+    probe = _command(commands, "probe", "tell where in the hidden states the signal lives: layers, directions, gate")
+    _add_model(probe)
+    probe.add_argument("--rollouts", required=True, nargs="+", help="graded rollout files (JSONL)")
+    probe.add_argument("--reward-model", help=f"also show where its gate looks; {REWARD_HELP}")
+    _add_layers(probe)
+    probe.add_argument("--position", choices=("generating", "token"), help="default: the reward model's, or generating")
+    probe.add_argument("--region", help=f"{REGION_HELP} (default: the reward model's, or response)")
+    probe.add_argument("--questions", type=int, help="only the first questions")
+    probe.add_argument("--folds", type=int, default=5, help="folds of the cross-validation over questions (default 5)")
+    probe.add_argument("--batch-size", type=int, default=32, help="responses per forward pass (default 32)")
+    probe.add_argument("--max-gib", type=float, help="memory for the states (default: half of what is free)")
+    probe.add_argument("--out", help="JSON file of all figures, with the points of the first 2,000 responses for pictures")
+    probe.add_argument("--seed", type=int, default=0)
+    probe.add_argument("--skip-bad-lines", action="store_true", help="count invalid lines instead of stopping")
 
     check = _command(commands, "check-model", "check that this model's hidden states are captured exactly")
     check.add_argument("model", help=MODEL_HELP)
@@ -163,7 +218,7 @@ def _resumes(args: argparse.Namespace) -> bool:
     """Tell whether the command writes what it goes on from when it is called again."""
     if args.command == "best-of-n":
         return args.input is not None and args.out != "-" and args.budget is None
-    return bool(args.command == "sample")
+    return bool(args.command == "sample" or (args.command == "train" and args.online and args.save_rollouts))
 
 
 def _left() -> int:
@@ -183,9 +238,29 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help=MODEL_HELP)
+def _add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--model", required=required, help=MODEL_HELP)
     _add_loading(parser)
+
+
+def _add_task(parser: argparse._ActionsContainer, required: bool = False) -> None:
+    parser.add_argument("--task", required=required, help=TASK_HELP)
+    parser.add_argument("--questions", type=int, help="number of questions (default: 400 of a world, all of a file)")
+    parser.add_argument("--grading", default="auto", choices=("auto", "exact", "numeric", "math"), help="how a file is graded")
+    parser.add_argument("--grade-timeout", type=float, default=60.0, help="seconds for grading one answer (default 60)")
+    parser.add_argument("-n", type=int, default=8, help="responses per question (default 8)")
+
+
+def _add_layers(parser: argparse._ActionsContainer, default: str | None = "all", said: str = "all") -> None:
+    parser.add_argument("--layers", default=default, help=f"'all', or indices such as -4,-3,-2,-1 or 16-32 (default: {said})")
+
+
+def _add_store(parser: argparse._ActionsContainer) -> None:
+    dtypes = ("bfloat16", "float8_e4m3", "int8", "float16", "float32")
+    parser.add_argument("--features-dtype", default="bfloat16", choices=dtypes, help="how features are kept (default bfloat16)")
+    parser.add_argument("--stride", type=int, default=1, help="keep every so many-th token's states (default 1)")
+    positions = ("generating", "token")
+    parser.add_argument("--positions", nargs="+", default=["generating"], choices=positions, help="default: generating")
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
@@ -195,13 +270,17 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    _add_temperature(parser)
+    parser.add_argument("--batch-size", type=int, default=batch_size, help=f"questions per batch (default {batch_size})")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_template(parser)
+
+
+def _add_temperature(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--max-new-tokens", type=int, help="default: what the context holds, up to 1,024")
-    parser.add_argument("--batch-size", type=int, default=batch_size, help=f"questions per batch (default {batch_size})")
-    parser.add_argument("--seed", type=int, default=0)
-    _add_template(parser)
 
 
 def _add_template(parser: argparse.ArgumentParser) -> None:

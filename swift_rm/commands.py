@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,59 +36,54 @@ def demo(args: Namespace) -> Result:
     from swift_rm.demo import run_demo
 
     questions = args.questions or (40 if args.quick else 300)
-    return Result(*run_demo(questions, args.n, args.seed, progress=_watched()))
+    return Result(*run_demo(questions, args.n, args.seed, progress=watched()))
 
 
 def sample(args: Namespace) -> Result:
     """Sample responses into a rollout file."""
     from swift_rm.sampling import sample as sample_rollouts
 
-    model, tokenizer = _load(args)
-    questions, grade, close = _task(args, tokenizer)
+    model, tokenizer = load(args)
+    questions, grade, close = open_task_of(args, tokenizer)
     try:
-        rollouts = sample_rollouts(
-            model, tokenizer, questions, args.n, args.out, grade=grade, batch_size=args.batch_size, seed=args.seed,
-            max_new_tokens=args.max_new_tokens, progress=_watched(),
-            chat_template_kwargs=args.chat_template_kwargs, **_sampling(args),
-        )  # fmt: skip
+        with feature_writer(args, model, tokenizer, len(questions)) as features:
+            rollouts = sample_rollouts(
+                model, tokenizer, questions, args.n, args.out, grade=grade, batch_size=args.batch_size, seed=args.seed,
+                max_new_tokens=args.max_new_tokens, progress=watched(), features=features, grade_timeout=args.grade_timeout,
+                chat_template_kwargs=args.chat_template_kwargs, **sampling_of(args),
+            )  # fmt: skip
     finally:
         close()
     labels = [rollout.label for rollout in rollouts]
     data = {
         "out": args.out, "questions": len(questions), "responses": len(rollouts), "right": labels.count(1),
         "not_right": labels.count(0),
-        "unparsable": sum(rollout.answer is None for rollout in rollouts),
+        "ungraded": labels.count(None),
+        "unparsable": sum(rollout.answer is None and rollout.label is not None for rollout in rollouts),
         "cut_at_length": sum(rollout.finish_reason == "length" for rollout in rollouts),
     }  # fmt: skip
     return Result(listing(data), data)
 
 
 def train(args: Namespace) -> Result:
-    """Train a reward model on graded rollouts."""
-    from swift_rm.config import SwiftConfig
-    from swift_rm.fit import fit
-    from swift_rm.model_shape import model_shape
-    from swift_rm.reward_model import check_folder
+    """Train reward heads."""
+    from swift_rm.training import train as train_heads
 
-    check_folder(args.out)
-    rollouts = _read(args)
-    model, tokenizer = _load(args)
-    shape = model_shape(model)
-    config = SwiftConfig(
-        shape.hidden_size,
-        parse_layers(args.layers, shape.layers),
-        position=args.position,
-        region=args.region,
-        gate=not args.no_gate,
-    )
-    rm = fit(
-        model, tokenizer, rollouts, config, args.loss, forward_batch_size=args.batch_size, progress=_watched(), lr=args.lr,
-        max_bytes=int(args.max_gib * 2**30) if args.max_gib else None, epochs=args.epochs, validation=args.validation,
-        calibration=args.calibration, seed=args.seed, prefixes=args.prefixes,
-    )  # fmt: skip
-    rm.save_pretrained(args.out)
-    data = {"out": args.out, "parameters": sum(p.numel() for p in rm.parameters()), **rm.config.training}
-    return Result(listing(data), data)
+    return train_heads(args)
+
+
+def features(args: Namespace) -> Result:
+    """Describe a feature store, or say how large one will be."""
+    from swift_rm.feature_commands import features as describe
+
+    return describe(args)
+
+
+def probe(args: Namespace) -> Result:
+    """Tell where in the hidden states the signal lives."""
+    from swift_rm.probe_commands import probe as run_probe
+
+    return run_probe(args)
 
 
 def score(args: Namespace) -> Result:
@@ -96,21 +92,24 @@ def score(args: Namespace) -> Result:
     from swift_rm.identity import check_base_model
     from swift_rm.json_lines import read_json_lines
     from swift_rm.reward_model import SwiftRewardModel
-    from swift_rm.scoring import score_encoded
+    from swift_rm.scoring import reward_spreads, score_heads
 
     records = read_json_lines(args.input)
     prompts = [_either(args.input, number, record, "prompt") for number, record in records]
     responses = [_either(args.input, number, record, "response") for number, record in records]
     Path(args.out).resolve().parent.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = _load(args)
+    model, tokenizer = load(args)
     rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model)).to(model.device)
     check_base_model(rm.config, model, tokenizer)
-    encoded = encode(model, tokenizer, prompts, responses, rm.config.marker, args.chat_template_kwargs)
-    rewards = score_encoded(model, rm, encoded, batch_size=args.batch_size, progress=_watched())
-    scored = []
-    for (_, record), one, reward, probability in zip(records, encoded, rewards, rm.probability(rewards).tolist(), strict=True):
+    encoded = encode(model, tokenizer, prompts, responses, rm.config.region, args.chat_template_kwargs)
+    heads = score_heads(model, rm, encoded, batch_size=args.batch_size, progress=watched())
+    rewards: list[float] = rm.head.combine(heads).tolist()
+    scored, spreads = [], reward_spreads(heads)
+    for (_, record), one, reward, spread, probability in zip(
+        records, encoded, rewards, spreads, rm.probability(rewards).tolist(), strict=True
+    ):
         flag = {"flag": "not_finite" if reward != reward else one.region.flag} if reward != reward or one.region.flag else {}
-        scored.append({**record, **finite({"reward": reward, "probability": probability}), **flag})
+        scored.append({**record, **finite({"reward": reward, "probability": probability, **spread}), **flag})
     write_whole(args.out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
     flags = Counter(record["flag"] for record in scored if "flag" in record)
     good = [reward for reward in rewards if reward == reward]
@@ -128,8 +127,8 @@ def evaluate(args: Namespace) -> Result:
     if args.reward_model and not Path(args.reward_model).is_dir():
         raise ValueError(f"--reward-model {args.reward_model} is not a folder, whose card could get the table")
     rm = SwiftRewardModel.from_pretrained(args.reward_model) if args.reward_model else None
-    rollouts = _read(args)
-    evaluation = evaluate_rollouts(rollouts, n=args.n, seed=args.seed, deepconf_window=args.deepconf_window, progress=_watched())
+    rollouts = read_rollout_files(args)
+    evaluation = evaluate_rollouts(rollouts, n=args.n, seed=args.seed, deepconf_window=args.deepconf_window, progress=watched())
     data = {**evaluation.to_dict(), "seconds": round(time.monotonic() - start, 2)}
     if rm is not None:
         rm.with_evaluation(data).save_pretrained(args.reward_model)
@@ -154,7 +153,7 @@ def check_model(args: Namespace) -> Result:
     """Check the capture of hidden states on a model."""
     from swift_rm.model_check import check_model as run_checks
 
-    model, tokenizer = _load(args)
+    model, tokenizer = load(args)
     rows = run_checks(model, tokenizer)
     width = max(len(row.name) for row in rows)
     text = "\n".join(f"{'ok  ' if row.passed else 'FAIL'}  {row.name:{width}}  {row.detail}" for row in rows)
@@ -196,17 +195,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _task(args: Namespace, tokenizer: Any) -> tuple[list[Any], Callable[[Any, str], Any], Callable[[], None]]:
-    name, _, split = args.task.partition(":")
-    if name == "homework":
-        from swift_rm.tasks.homework import HomeworkTask
+def open_task_of(args: Namespace, tokenizer: Any) -> tuple[list[Any], Callable[[Any, str], Any], Callable[[], None]]:
+    """Return the questions of ``--task``, its grader, and what to call when done with both."""
+    from swift_rm.tasks.named import open_task
 
-        homework = HomeworkTask(split or "reward")
-        return list(homework.questions(args.questions or 400, args.seed)), homework.grade, lambda: None
-    from swift_rm.tasks.jsonl import JsonlTask
-
-    file = JsonlTask(args.task, grading=args.grading, prompt_template=None if tokenizer.chat_template else "{question}")
-    return list(file.questions(args.questions)), file.grade, file.close
+    return open_task(
+        args.task, questions=args.questions, seed=args.seed, grading=args.grading, chat_template=bool(tokenizer.chat_template)
+    )
 
 
 def _either(path: str, number: int, record: dict[str, Any], kind: str) -> Any:
@@ -219,11 +214,13 @@ def _either(path: str, number: int, record: dict[str, Any], kind: str) -> Any:
     return value
 
 
-def _load(args: Namespace) -> tuple[Any, Any]:
-    return load_language_model(args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=_watched())
+def load(args: Namespace) -> tuple[Any, Any]:
+    """Load the language model and its tokenizer."""
+    return load_language_model(args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=watched())
 
 
-def _read(args: Namespace) -> list[Rollout]:
+def read_rollout_files(args: Namespace) -> list[Rollout]:
+    """Read the graded rollouts; questions of several files that only share an id are told apart."""
     skipped: Counter[str] = Counter()
     rollouts = []
     prompts: dict[str, list[list[int]]] = {}
@@ -240,7 +237,25 @@ def _read(args: Namespace) -> list[Rollout]:
     return rollouts
 
 
-def _sampling(args: Namespace) -> dict[str, Any]:
+def feature_writer(args: Namespace, model: Any, tokenizer: Any, questions: int) -> AbstractContextManager[Any]:
+    """Return the writer of ``--features``, having said how much disk it may need, or a context of None without it."""
+    if args.features is None:
+        return nullcontext()
+    from swift_rm.feature_estimate import announce
+    from swift_rm.feature_key import FeatureKey
+    from swift_rm.feature_writer import FeatureWriter
+    from swift_rm.generation import sampling_settings
+    from swift_rm.model_shape import model_shape
+
+    layers = parse_layers(args.layers, model_shape(model).layers)
+    key = FeatureKey.of(model, tokenizer, layers, args.positions, dtype=args.features_dtype, stride=args.stride, n=args.n)
+    tokens = sampling_settings(model, 0, args.n, args.max_new_tokens, {})["max_new_tokens"]
+    sys.stderr.write(f"swift-rm: {announce(args.features, key, questions, tokens)}\n")
+    return FeatureWriter(args.features, key, progress=watched())
+
+
+def sampling_of(args: Namespace) -> dict[str, Any]:
+    """Return the options of `generate` that say how to sample."""
     return {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
 
 
@@ -249,5 +264,6 @@ def listing(data: Mapping[str, Any]) -> str:
     return "\n".join(f"{key.replace('_', ' '):24} {value}" for key, value in data.items())
 
 
-def _watched() -> bool:
+def watched() -> bool:
+    """Tell whether somebody is watching."""
     return sys.stderr.isatty()

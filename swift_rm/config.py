@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
+
+from swift_rm.region import parse_region
 
 Source = Literal["hidden", "logits", "top_logprobs"]
 Position = Literal["generating", "token"]
@@ -18,9 +21,12 @@ class SwiftConfig:
 
     ``layers`` are indices of transformers' ``hidden_states``: 0 = embedding output, L = output after the final norm, -1
     counts from the end. ``position``: ``"generating"`` is the state that produced a token, ``"token"`` the state at it
-    (as published). ``region``: ``"response"`` or ``"after:<marker>"``. ``base_layers`` is L and ``fingerprint`` that of
-    the base model's vocabulary and chat template; both are filled in by ``fit`` and checked whenever the reward model
-    meets a language model. Raises ValueError that carries the offending value.
+    (as published). ``region``: ``"response"``, ``"after:<marker>"`` (what follows the marker's first occurrence), or
+    ``"steps:<marker>"`` (only the tokens that complete the marker, where a step ends: the comma of a sum, a blank line);
+    a response without the marker is read whole and flagged. ``base_layers`` is L and ``fingerprint`` that of the base
+    model's vocabulary and chat template; both are filled in by ``fit`` and checked whenever the reward model meets a
+    language model. ``heads`` judge together: the reward is the mean of theirs minus ``pessimism`` times their standard
+    deviation. Raises ValueError that carries the offending value.
     """
 
     hidden_size: int
@@ -36,6 +42,8 @@ class SwiftConfig:
     calibration: Mapping[str, Any] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
+    heads: int = 1
+    pessimism: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -45,8 +53,11 @@ class SwiftConfig:
             raise ValueError(f"source must be one of {SOURCES}, got {self.source!r}")
         if self.position not in POSITIONS:
             raise ValueError(f"position must be one of {POSITIONS}, got {self.position!r}")
-        if self.region != "response" and not (self.region.startswith("after:") and len(self.region) > len("after:")):
-            raise ValueError(f"region must be 'response' or 'after:<marker>', got {self.region!r}")
+        parse_region(self.region)
+        if not isinstance(self.heads, int) or self.heads < 1:
+            raise ValueError(f"heads must be a number of at least 1, got {self.heads}")
+        if not (math.isfinite(self.pessimism) and self.pessimism >= 0):
+            raise ValueError(f"pessimism must be finite and not negative, got {self.pessimism}")
         if not self.layers:
             raise ValueError("layers must name at least one layer, got ()")
         if self.base_layers is not None:
@@ -63,8 +74,8 @@ class SwiftConfig:
 
     @property
     def marker(self) -> str | None:
-        """Return the text after which the region begins, or None for the whole response."""
-        return self.region.removeprefix("after:") if self.region != "response" else None
+        """Return the text that begins or ends what is read, or None for the whole response."""
+        return parse_region(self.region)[1]
 
     def for_base(self, base_layers: int) -> SwiftConfig:
         """Return the same configuration with its layers counted from 0 for a base model of ``base_layers`` layers."""

@@ -7,7 +7,7 @@ they are few. Every tie is broken uniformly. Answers are codes: 0 ... A - 1, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import combinations
 
@@ -98,17 +98,17 @@ def _nodes(count: int) -> list[tuple[float, float]]:
 
 
 class Subsets:
-    """Subsets of N responses for each size k = 1 ... N: all C(N, k), or ``samples`` random ones where there are more.
+    """Subsets of N responses for each size, k = 1 ... N or ``sizes``: all C(N, k), or ``samples`` random ones of more.
 
     ``members`` is [P, N] of 0 and 1, by size. The same subsets serve every question; so that their luck does not add up
     over the questions, the caller shuffles each question's responses first. Raises ValueError for ``samples`` below 1.
     """
 
-    def __init__(self, n: int, samples: int, rng: np.random.Generator) -> None:
+    def __init__(self, n: int, samples: int, rng: np.random.Generator, sizes: Sequence[int] | None = None) -> None:
         if samples < 1:
             raise ValueError(f"a vote's curve needs at least 1 subset of each size, got {samples}")
         parts = []
-        for k in range(1, n + 1):
+        for k in sizes or range(1, n + 1):
             if math.comb(n, k) <= samples:
                 chosen = np.array(list(combinations(range(n), k)))
             else:
@@ -120,7 +120,7 @@ class Subsets:
         self.sizes = np.array([len(part) for part in parts])
 
     def mean(self, values: Floats) -> Floats:
-        """Return the mean of the subsets' values [P] for each size, [N]."""
+        """Return the mean of the subsets' values [P] for each size."""
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
         return np.asarray(np.add.reduceat(values, starts) / self.sizes)
 
@@ -148,20 +148,29 @@ def borda_weights(members: Floats, scores: Floats, p: float = BORDA_POWER) -> Fl
     return np.asarray(members * (sums[below + tied] - sums[below]) / tied)
 
 
-def vote_curve(weigh: Weigh, scores: Floats, codes: Ints, values: Floats, subsets: Subsets) -> Floats:
-    """Return the expected value of a weighted vote among k responses, [N] for k = 1 ... N.
+Count = Callable[[Floats, Floats], Floats]
 
-    ``scores`` and ``codes`` are [N], ``values`` [A]; ``weigh`` gives the responses' votes in each subset. Responses
+
+def sums(totals: Floats, counts: Floats) -> Floats:
+    """Return the answers' sums of votes [P, A] as they are."""
+    return totals
+
+
+def vote_curve(weigh: Weigh, scores: Floats, codes: Ints, values: Floats, subsets: Subsets, count: Count = sums) -> Floats:
+    """Return the expected value of a weighted vote among k responses for each size k of ``subsets``.
+
+    ``scores`` and ``codes`` are [N], ``values`` [A]; ``weigh`` gives the responses' votes in each subset, ``count`` what
+    an answer has from its sum of votes and their number (the sum, or :func:`swift_rm.selection.shrunk_means`). Responses
     with a NaN score or without an answer do not vote; a subset in which nobody votes counts 0. Exact for sizes with few
     subsets, k = N among them, otherwise an average over ``subsets``.
     """
     voters = ~np.isnan(scores)
     ballots = np.zeros((len(codes), len(values)))  # [N, A]: whom each response votes for
     ballots[np.arange(len(codes))[voters & (codes >= 0)], codes[voters & (codes >= 0)]] = 1.0
-    totals = weigh(subsets.members * voters, np.where(voters, scores, 0.0)) @ ballots
+    members = subsets.members * voters
+    totals = count(weigh(members, np.where(voters, scores, 0.0)) @ ballots, members @ ballots)
     peak = totals.max(axis=1, initial=0.0, keepdims=True)
     winners = (totals >= peak * (1 - TIE)).astype(np.float64)
     weightless = peak[:, 0] == 0  # only votes of weight 0, which all tie, or none
     winners[weightless] = (subsets.members[weightless] @ ballots) > 0
-    count = winners.sum(axis=1)
-    return subsets.mean((winners @ values) / np.maximum(count, 1))
+    return subsets.mean((winners @ values) / np.maximum(winners.sum(axis=1), 1))

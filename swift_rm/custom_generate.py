@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from swift_rm.best_of_n import decode_text
 from swift_rm.cache_rows import rows_like
 from swift_rm.decoding import Decoded, Limits, PromptBatch, processors_of
 from swift_rm.generate_settings import refuse_other_decoding
 from swift_rm.identity import check_base_model
 from swift_rm.pruning import Prune, get_prune
 from swift_rm.running import RunningRewards
+from swift_rm.selection import EXTERNAL_RULES
+from swift_rm.selection import select as choose
+from swift_rm.tasks.answers import find_answer
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +33,7 @@ class BestOfNOutput(ModelOutput):
 
     ``sequences [prompts * k, seq]``: prompt and response of the k best candidates of each prompt (k is
     ``num_return_sequences``), best first, padded on the right; ``rewards [prompts * k]`` theirs; ``candidates`` all of
-    them, prompt by prompt in the order of their rewards.
+    them, prompt by prompt: the chosen one, then the others in the order of their rewards.
     """
 
     sequences: Tensor | None = None
@@ -40,14 +44,15 @@ class BestOfNOutput(ModelOutput):
 class BestOfNDecoding:
     """Return the best of ``n`` responses from ``model.generate(**inputs, do_sample=True, custom_generate=BestOfNDecoding(rm))``.
 
-    Everything else that `generate` is told applies: sampling settings, logits processors, stopping criteria, lengths. Since
-    rows leave the batch, your own processors and criteria must go by a row's tokens, never by its number.
-    With ``num_return_sequences=k`` the k best come back. ``prune`` is a rule of :mod:`swift_rm.pruning` or its name. The
-    tokenizer is needed for a region after a marker. After a call, ``candidates`` holds all of its candidates. `generate`
-    hands ``stop_strings`` and streamers to its own loops only.
+    Everything else that `generate` is told applies: sampling settings, logits processors, stopping criteria, lengths.
+    Since rows leave the batch, your own processors and criteria must go by a row's tokens, never by its number. With
+    ``num_return_sequences=k`` the k best come back: the one that the rule ``select`` chooses, then by reward. Every rule
+    of :mod:`swift_rm.selection` but "best" elects an ``answer(text)`` and so needs the tokenizer. ``prune`` is a rule of
+    :mod:`swift_rm.pruning` or its name. The tokenizer is needed for a region with a marker, too. After a call,
+    ``candidates`` holds all of its candidates. `generate` hands ``stop_strings`` and streamers to its own loops only.
 
-    Raises ValueError for another base model, n < 1, beam search, greedy decoding of n > 1, and caches whose rows cannot be
-    repeated.
+    Raises ValueError for another base model, n < 1, a rule that it cannot follow, beam search, greedy decoding of n > 1,
+    and caches whose rows cannot be repeated.
     """
 
     def __init__(
@@ -55,11 +60,19 @@ class BestOfNDecoding:
         rm: SwiftRewardModel,
         n: int = 16,
         *,
+        select: str = "best",
+        answer: Callable[[str], str | None] = find_answer,
         prune: Prune | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
+        if select in EXTERNAL_RULES:
+            raise ValueError(f"select={select!r} fuses with an external reward, which best_of_n takes and this does not")
+        choose(select, [0.0], [None])  # an unknown rule is refused before anything is sampled
+        if select != "best" and tokenizer is None:
+            raise ValueError(f"select={select!r} reads the candidates' answers, for which the tokenizer is needed")
+        self.select, self.answer = select, answer
         self.rm, self.n, self.prune, self.tokenizer = rm, n, get_prune(prune, rm), tokenizer
         self.candidates: list[list[Decoded]] = []
 
@@ -96,6 +109,11 @@ class BestOfNDecoding:
         for prompt, group in enumerate(self.candidates):
             if not group[0].complete:
                 raise ValueError(f"none of the {self.n} candidates of prompt {prompt} has a reward: their states are NaN or Inf")
+            if self.select != "best" and self.tokenizer is not None:
+                texts = [decode_text(self.tokenizer, one) for one in group if one.complete]  # which come first
+                answers = [self.answer(text) for text in texts]
+                choice = choose(self.select, [one.reward for one in group[: len(texts)]], answers)
+                group.insert(0, group.pop(choice.index))
         chosen = [candidate for group in self.candidates for candidate in group[:wanted]]
         sequences = _sequences(batch.ids, chosen, generation_config)
         if not generation_config.return_dict_in_generate:

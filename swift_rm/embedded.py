@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 TINY = "tiny-reasoner"
+TINY_2 = "tiny-reasoner-2"  # six layers, knows the rewriting world too
 TINY_REWARD = "tiny-reasoner-reward"
 TINY_PROGRESS = "tiny-reasoner-progress"  # judges unfinished responses, to guide pruning
 
 
 def resolve(name: str) -> str:
     """Return the folder of an embedded model by its name, or the name of any other as it is."""
-    return str(ASSETS / name) if name in (TINY, TINY_REWARD, TINY_PROGRESS) and not Path(name).exists() else name
+    return str(ASSETS / name) if name in (TINY, TINY_2, TINY_REWARD, TINY_PROGRESS) and not Path(name).exists() else name
 
 
 def load_language_model(

@@ -34,7 +34,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase | None,
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
-    marker: str | None,
+    region: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Encoded]:
     """Turn prompts and responses into token ids with their regions; raise ValueError that names what cannot be read."""
@@ -45,7 +45,7 @@ def encode(
         prompt_ids = encode_prompt(tokenizer, prompt, chat_template_kwargs)
         response_ids = encode_response(tokenizer, response)
         check_ids(model, prompt_ids, response_ids, f"response {i}")
-        encoded.append(Encoded(prompt_ids, response_ids, find_region(response_ids, marker, tokenizer)))
+        encoded.append(Encoded(prompt_ids, response_ids, find_region(response_ids, region, tokenizer)))
     return encoded
 
 

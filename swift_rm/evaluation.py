@@ -108,7 +108,7 @@ def evaluate(
     paired = {
         f"{rule}-{other}": resamples.interval(resamples.ratio(curves[rule][:, -1] - curves[other][:, -1]))
         for other in others
-        for rule in ("swift_best", "swift_vote")
+        for rule in ("swift_best", "swift_vote", "swift_shrunk")
         if rule in curves
     }
 

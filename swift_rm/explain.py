@@ -76,7 +76,7 @@ def explain(args: Namespace) -> Result:
                 )
                 for q in shown
             ],
-            len(questions),
+            len(questions), rm.config.heads,
         )
     ).encode()  # fmt: skip
     write_whole(args.out, page)
@@ -122,10 +122,10 @@ def view_candidate(
     from swift_rm.token_scoring import token_texts
     from swift_rm.token_view import CandidateView, TokenView
 
-    unread = [None] * scored.start
-    gates, rewards = [*unread, *scored.gate], [*unread, *scored.reward]
+    numbers = dict(zip(scored.read, zip(scored.gate, scored.reward, strict=True), strict=True))
     texts = token_texts(tokenizer, scored.token_ids, prompt_ids)
-    tokens = [TokenView(*one) for one in zip(texts, scored.token_ids, gates, rewards, strict=True)]
+    pairs = enumerate(zip(texts, scored.token_ids, strict=True))
+    tokens = [TokenView(*one, *numbers.get(place, (None, None))) for place, one in pairs]
     answer, finish = (None if record.get(key) is None else str(record[key]) for key in ("answer", "finish_reason"))
     label = record.get("label") if record.get("label") in (0, 1) else None
     return CandidateView(tokens, scored.response_reward, probability, answer, label, finish, scored.flag)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,18 +14,42 @@ from tqdm.auto import tqdm
 from swift_rm.config import SwiftConfig
 from swift_rm.encoding import Encoded, check_ids
 from swift_rm.packing import packed_states
-from swift_rm.region import find_region
+from swift_rm.quantised import dequantise
+from swift_rm.region import Region
 from swift_rm.rollouts import Rollout
+from swift_rm.views import View, mark_rows, view_of, view_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Batch(NamedTuple):
+    """Some responses: packed states ``[T, D]``, ``offsets [B + 1]``, ``labels [B]``, ``question [B]``, ``masks [T, V]``."""
+
+    states: Tensor
+    offsets: Tensor
+    labels: Tensor
+    question: Tensor
+    masks: Tensor | None
+
+
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """Return the responses of several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    sizes = torch.cat([part.offsets.diff() for part in parts])
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    masks = None if parts[0].masks is None else torch.cat([part.masks for part in parts if part.masks is not None])
+    labels, question = torch.cat([part.labels for part in parts]), torch.cat([part.question for part in parts])
+    return Batch(torch.cat([part.states for part in parts]), offsets, labels, question, masks)
 
 
 @dataclass(frozen=True)
 class Features:
     """Packed states ``[T, D]`` of B responses with ``offsets [B + 1]``, ``labels [B]`` and ``question [B]`` (0..Q-1).
 
-    ``flags`` counts the responses read whole because their region could not be had.
+    ``masks [T, V]`` tells which rows each of V ``views`` reads (None: every row). Quantised states stand for
+    ``states * scale + zero``, ``[D]`` each. ``flags`` counts the responses read whole because their region could not be had.
     """
 
     states: Tensor
@@ -34,18 +57,78 @@ class Features:
     labels: Tensor
     question: Tensor
     flags: Mapping[str, int] = field(default_factory=dict)
+    masks: Tensor | None = None
+    views: tuple[View, ...] = ()
+    scale: Tensor | None = None
+    zero: Tensor | None = None
 
     @property
     def questions(self) -> int:
         """Return Q, the number of questions."""
         return int(self.question.max()) + 1 if len(self.question) else 0
 
+    def __len__(self) -> int:
+        """Return the number of shards: what is in memory is one, see :class:`FeatureSource`."""
+        return 1
+
+    def shard(self, index: int) -> Features:
+        """Return the only shard."""
+        return self
+
     def take(self, responses: Tensor) -> tuple[Tensor, Tensor]:
-        """Return packed states and offsets of some responses, by their indices ``[b]``."""
-        starts, sizes = self.offsets[responses], self.offsets.diff()[responses]
+        """Return packed states, no longer quantised, and offsets of some responses, by their indices ``[b]``."""
+        states, offsets, *_ = self.batch(responses)
+        return states, offsets
+
+    def batch(self, responses: Tensor) -> Batch:
+        """Return some responses, by their indices ``[b]``, with everything that training asks of them."""
+        sizes = self.offsets.diff()[responses]
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        rows = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], sizes)
-        return self.states.index_select(0, rows), offsets
+        runs = _runs(self.offsets[responses].tolist(), self.offsets[responses + 1].tolist())
+        states = torch.cat([self.states[start:end] for start, end in runs])
+        if self.scale is not None:
+            states = dequantise(states, self.scale, self.zero)
+        masks = None if self.masks is None else torch.cat([self.masks[start:end] for start, end in runs])
+        return Batch(states, offsets, self.labels[responses], self.question[responses], masks)
+
+    def batches(self, responses: Tensor, size: int) -> Iterator[Batch]:
+        """Yield some responses, by their indices ``[b]``, ``size`` at a time."""
+        for start in range(0, len(responses), size):
+            yield self.batch(responses[start : start + size])
+
+    def only(self, responses: Tensor, device: torch.device | str | None = None) -> Features:
+        """Return a copy of some responses, by their indices ``[b]``, no longer quantised, on a device (default: the same)."""
+        batch = self.batch(responses)
+        return Features(batch.states.to(device), batch.offsets, batch.labels, batch.question, masks=batch.masks, views=self.views)
+
+
+def _runs(starts: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]]:
+    """Join neighbours: a few long slices are copied much faster than many rows."""
+    runs = [(0, 0)]
+    for start, end in zip(starts, ends, strict=True):
+        if runs[-1][1] == start:
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+    return runs
+
+
+class FeatureSource(Protocol):
+    """Features in shards, of which one at a time is in memory; labels and questions of all, shard after shard."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of all responses, ``[B]``."""
+
+    @property
+    def question(self) -> Tensor:
+        """The question numbers of all responses, ``[B]``."""
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+
+    def shard(self, index: int) -> Features:
+        """Return one shard; its question numbers are those of the whole."""
 
 
 def extract_features(
@@ -54,12 +137,14 @@ def extract_features(
     rollouts: Sequence[Rollout],
     config: SwiftConfig,
     *,
+    views: Sequence[View] = (),
     batch_size: int = 32,
     max_bytes: int | None = None,
     progress: bool = False,
 ) -> Features:
     """Read the states of every rollout once, in the language model's own dtype, and keep them in memory.
 
+    What is read is what the configuration's position and region say, or, with ``views``, what any of these read.
     Raises ValueError if they would need more than ``max_bytes``, by default half of the memory that is free (said
     before anything is run), if a label is missing, if a sequence is not the model's, or if states are NaN or Inf.
     """
@@ -68,8 +153,12 @@ def extract_features(
         raise ValueError(f"{len(missing)} of {len(rollouts)} rollouts have no label (the first is number {missing[0]})")
     for i, rollout in enumerate(rollouts):
         check_ids(model, rollout.prompt_ids, rollout.response_ids, f"rollout {i} (question {rollout.question_id!r})")
-    encoded = [Encoded(r.prompt_ids, r.response_ids, find_region(r.response_ids, config.marker, tokenizer)) for r in rollouts]
-    sizes = torch.tensor([len(one.response_ids) - one.region.start for one in encoded])
+    views = tuple(views) or (view_of(config),)
+    found = [view_rows(views, rollout.response_ids, tokenizer) for rollout in rollouts]
+    held = [_rows([rows for rows, _ in each]) for each in found]
+    masks, flags = mark_rows(found, held)
+    encoded = [Encoded(r.prompt_ids, r.response_ids, Region(rows)) for r, rows in zip(rollouts, held, strict=True)]
+    sizes = torch.tensor([len(rows) for rows in held])
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     dtype = model.dtype
     needed = int(offsets[-1]) * config.width * dtype.itemsize
@@ -85,7 +174,7 @@ def extract_features(
         tqdm(total=len(encoded), desc="reading states", unit="response", disable=not progress, delay=1) as bar,
         torch.inference_mode(),
     ):
-        for packed in packed_states(model, config.layers, config.position, encoded, batch_size=batch_size):
+        for packed in packed_states(model, config.layers, "generating", encoded, batch_size=batch_size):
             for layer, part, column in zip(config.layers, packed.layers, range(len(config.layers)), strict=True):
                 if not bool(torch.isfinite(part).all()):
                     row = int((~torch.isfinite(part)).any(-1).nonzero()[0])
@@ -102,8 +191,13 @@ def extract_features(
             del packed, part  # before the next batch is read
     names = {name: i for i, name in enumerate(dict.fromkeys(rollout.question_id for rollout in rollouts))}
     labels = torch.tensor([rollout.label for rollout in rollouts])
-    flags = Counter(str(one.region.flag) for one in encoded if one.region.flag)
-    return Features(states, offsets, labels, torch.tensor([names[r.question_id] for r in rollouts]), dict(flags))
+    question = torch.tensor([names[rollout.question_id] for rollout in rollouts])
+    return Features(states, offsets, labels, question, dict(flags), masks if len(views) > 1 else None, views)
+
+
+def _rows(wanted: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return the rows of a response that one view reads, or all between the first and the last that several read."""
+    return wanted[0] if len(wanted) == 1 else range(min(rows[0] for rows in wanted), max(rows[-1] for rows in wanted) + 1)
 
 
 def free_bytes() -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from swift_rm.evaluating import evaluating
-from swift_rm.generate_settings import end_tokens_of
+from swift_rm.generate_settings import end_tokens_of, refuse_other_decoding
+from swift_rm.recording import StateRecorder
 from swift_rm.token_statistics import StatisticsRecorder
 
 if TYPE_CHECKING:
@@ -81,8 +82,12 @@ def generate_responses(
     n: int,
     seed: int,
     settings: Mapping[str, Any],
+    states: StateRecorder | None = None,
 ) -> list[list[Response]]:
-    """Sample ``n`` responses for each prompt in one batch; the global random state is left as it was."""
+    """Sample ``n`` responses for each prompt in one batch; the global random state is left as it was.
+
+    ``states``, inside its ``with`` block, records the hidden states of the rows: ``n`` for each prompt, prompt after prompt.
+    """
     device = model.device
     ids, mask, pad = left_padded(tokenizer, prompts, device)
     width = ids.shape[1]
@@ -93,15 +98,20 @@ def generate_responses(
 
         ends.criteria.append(StopStringCriteria(tokenizer, passed.pop("stop_strings")))
     processors = [recorder, *(passed.pop("logits_processor", None) or [])]
+    if states is not None:
+        refuse_other_decoding(model, {**NEUTRAL, **passed})
+    watching = [ends] if states is None else [states, ends]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(), evaluating(model):
         torch.manual_seed(seed)
         out = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, num_return_sequences=n, logits_processor=processors,
-            stopping_criteria=[ends], pad_token_id=pad, return_dict_in_generate=False, **{**NEUTRAL, **passed},
+            stopping_criteria=watching, pad_token_id=pad, return_dict_in_generate=False, **{**NEUTRAL, **passed},
         )  # fmt: skip
+        stops = ends.lengths(end_tokens(model, settings), out)
+        if states is not None:
+            states.finish([stop in (None, out.shape[1] - width) for stop in stops])
     statistics = recorder.finish(out)
-    stops = ends.lengths(end_tokens(model, settings), out)
     rows = [
         _response(tokenizer, out[row, width:].tolist(), stops[row], *(part[row].tolist() for part in vars(statistics).values()))
         for row in range(len(out))

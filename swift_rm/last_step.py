@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from swift_rm.cache_rows import keep_rows, rows_like
 from swift_rm.model_shape import find_decoder
 
 if TYPE_CHECKING:
@@ -54,8 +55,12 @@ class LastStep:
             self._arguments, self.input_ids = {}, None
 
     @torch.no_grad()
-    def run(self, wanted: bool = True, *, copy_cache: bool = False) -> None:
-        """Make the forward call of the last tokens, if ``wanted``, on a copy of the cache if told; forget what was heard."""
+    def run(self, wanted: bool = True, *, copy_cache: bool = False, rows: Tensor | None = None) -> None:
+        """Make the forward call of the last tokens, if ``wanted``, on a copy of the cache if told; forget what was heard.
+
+        ``rows [kept]`` are those it is needed for, none twice: it is made for these alone, or for all where a cache of an
+        unknown kind cannot be cut.
+        """
         arguments, ids = self._arguments, self.input_ids
         self._arguments, self.input_ids = {}, None
         if ids is None or not wanted:
@@ -65,6 +70,11 @@ class LastStep:
             cache = None
         elif copy_cache:
             cache = copy.deepcopy(cache)
+        if rows is not None and (cache is None or hasattr(cache, "layers")):
+            if cache is not None:
+                keep_rows(cache, rows)
+            arguments = {name: rows_like(name, value, rows, len(ids)) for name, value in arguments.items()}
+            ids = ids.index_select(0, rows.to(ids.device))
         self._model(**next_inputs(self._model, ids, cache, arguments), return_dict=True)
 
 

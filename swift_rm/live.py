@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TAIL = 64  # tokens that are turned into text, of which the last ones are shown
 ENDED: dict[Ended, str] = {
     "all": "all candidates were sampled",
-    "probability": "the best one is probable enough",
+    "probability": "one is probable enough",
     "gain": "more would hardly help",
     "budget": "the budget is spent",
     "interrupted": "interrupted by Ctrl-C",

@@ -8,42 +8,61 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # rewards [B], labels [B] in {0, 1}, question [B] -> scalar
+Loss = Callable[..., Tensor]  # (rewards [B], labels [B] in {0, 1}, question [B], weight [B] or None) -> scalar
 NCA_ALPHA = 0.01
 
 
-def bce(rewards: Tensor, labels: Tensor, question: Tensor) -> Tensor:
+def bce(rewards: Tensor, labels: Tensor, question: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the binary cross-entropy of ``sigmoid(reward)``: the reward becomes the logit of being right."""
-    return F.binary_cross_entropy_with_logits(rewards, labels.to(rewards.dtype))
+    return _mean(F.binary_cross_entropy_with_logits(rewards, labels.to(rewards.dtype), reduction="none"), weight)
 
 
-def hinge(rewards: Tensor, labels: Tensor, question: Tensor) -> Tensor:
+def hinge(rewards: Tensor, labels: Tensor, question: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the mean of ``max(0, 1 - y R)`` with y = +1 for right and -1 for wrong responses."""
-    return F.relu(1 - (2 * labels.to(rewards.dtype) - 1) * rewards).mean()
+    return _mean(F.relu(1 - (2 * labels.to(rewards.dtype) - 1) * rewards), weight)
 
 
-def dpo(rewards: Tensor, labels: Tensor, question: Tensor) -> Tensor:
-    """Return the mean of ``-log sigmoid(R+ - R-)`` over all right x wrong pairs of a question; 0 where there is no pair."""
+def dpo(rewards: Tensor, labels: Tensor, question: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean of ``-log sigmoid(R+ - R-)`` over all right x wrong pairs of a question; 0 where there is no pair.
+
+    A pair weighs the product of its two weights.
+    """
     pairs = (question[:, None] == question[None, :]) & (labels[:, None] == 1) & (labels[None, :] == 0)
     margins = (rewards[:, None] - rewards[None, :])[pairs]
-    return -F.logsigmoid(margins).mean() if len(margins) else rewards.sum() * 0
+    if not len(margins):
+        return rewards.sum() * 0
+    return _mean(-F.logsigmoid(margins), None if weight is None else (weight[:, None] * weight[None, :])[pairs])
 
 
-def infonca(rewards: Tensor, labels: Tensor, question: Tensor) -> Tensor:
-    """Return the mean over questions of ``-sum_i softmax(label / alpha)_i log softmax(R)_i``, alpha = 0.01."""
-    losses = [
-        -(torch.softmax(y / NCA_ALPHA, 0) * torch.log_softmax(r, 0)).sum() for r, y in _questions(rewards, labels, question)
-    ]
-    return torch.stack(losses).mean()
+def infonca(rewards: Tensor, labels: Tensor, question: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean over questions of ``-sum_i softmax(label / alpha)_i log softmax(R)_i``, alpha = 0.01.
+
+    A question weighs the sum of its responses' weights.
+    """
+    return _by_question(
+        lambda r, y: -(torch.softmax(y / NCA_ALPHA, 0) * torch.log_softmax(r, 0)).sum(), rewards, labels, question, weight
+    )
 
 
-def nca(rewards: Tensor, labels: Tensor, question: Tensor) -> Tensor:
-    """Return the mean over questions of ``-sum_i softmax(label / alpha)_i log sigmoid(R_i) + (1 / K) log sigmoid(-R_i)``."""
-    losses = [
-        -(torch.softmax(y / NCA_ALPHA, 0) * F.logsigmoid(r)).sum() - F.logsigmoid(-r).mean()
-        for r, y in _questions(rewards, labels, question)
-    ]
-    return torch.stack(losses).mean()
+def nca(rewards: Tensor, labels: Tensor, question: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean over questions of ``-sum_i softmax(label / alpha)_i log sigmoid(R_i) + (1 / K) log sigmoid(-R_i)``.
+
+    A question weighs the sum of its responses' weights.
+    """
+    return _by_question(
+        lambda r, y: -(torch.softmax(y / NCA_ALPHA, 0) * F.logsigmoid(r)).sum() - F.logsigmoid(-r).mean(),
+        rewards, labels, question, weight,
+    )  # fmt: skip
+
+
+def question_weights(labels: Tensor, question: Tensor) -> Tensor:
+    """Return weights ``[B]`` by which every question counts the same, and in it right and wrong responses the same.
+
+    A question whose responses are all right or all wrong has weight 0.
+    """
+    groups = 2 * torch.unique(question, return_inverse=True)[1] + labels
+    sizes = torch.bincount(groups, minlength=2 * (int(groups.max()) // 2 + 1) if len(groups) else 0)
+    return torch.where(sizes[groups ^ 1] > 0, 0.5 / sizes[groups], 0.0)
 
 
 POINTWISE = ("bce", "hinge")  # each response by itself, so that any number of them may stand in one batch
@@ -57,5 +76,16 @@ def get_loss(name: str) -> Loss:
     return LOSSES[name]
 
 
-def _questions(rewards: Tensor, labels: Tensor, question: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return [(rewards[question == q], labels[question == q].to(rewards.dtype)) for q in torch.unique(question)]
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values.dtype)
+    return (weight * values).sum() / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _by_question(
+    loss: Callable[[Tensor, Tensor], Tensor], rewards: Tensor, labels: Tensor, question: Tensor, weight: Tensor | None
+) -> Tensor:
+    members = [question == q for q in torch.unique(question)]
+    losses = torch.stack([loss(rewards[here], labels[here].to(rewards.dtype)) for here in members])
+    return _mean(losses, None if weight is None else torch.stack([weight[here].sum() for here in members]))

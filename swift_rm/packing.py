@@ -38,8 +38,10 @@ def packed_states(
 ) -> Iterator[PackedStates]:
     """Yield the states of the responses' regions batch by batch, the longest sequences first, without padding.
 
-    Batches are padded on the right, where causal attention cannot see, whatever the tokenizer's side. The vocabulary's
-    logits are not computed where the model allows.
+    Of a response of R tokens the region may name R as well where the position is ``"generating"``: the state at the last
+    token, which produced nothing yet; ``range(R + 1)`` reads the rows of both positions. Batches are padded on the right,
+    where causal attention cannot see, whatever the tokenizer's side. The vocabulary's logits are not computed where the
+    model allows. Raises ValueError for a token that is not there.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -61,8 +63,11 @@ def _read_batch(
     for row, one in enumerate(batch):
         ids[row, : one.length] = torch.tensor([*one.prompt_ids, *one.response_ids])
         mask[row, : one.length] = 1
-        first = len(one.prompt_ids) + one.region.start - (position == "generating")
-        spans.append(torch.arange(first, one.length - (position == "generating")) + row * width)
+        first = len(one.prompt_ids) - (position == "generating")
+        places = torch.tensor(one.region.tokens, dtype=torch.long) + first
+        if len(places) and int(places[-1]) >= one.length:
+            raise ValueError(f"there is no state at token {one.region.tokens[-1]} of {len(one.response_ids)} of a response")
+        spans.append(places + row * width)
     with HiddenStateTap(model, layers) as tap:
         forward_states_only(model, input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
         states = tap.states

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from swift_rm.evaluation import Evaluation
 from swift_rm.intervals import Interval
 
-CURVES = ("swift_best", "swift_vote", "majority", "oracle")
+CURVES = ("swift_best", "swift_vote", "swift_shrunk", "majority", "oracle")
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -16,7 +16,7 @@ def format_table(evaluation: Evaluation) -> str:
     "[low, high]" is the bootstrap interval. A rule that chooses by no single score has no AUROC. The curves are at the
     powers of two up to N, and at N.
     """
-    return "\n\n".join(_aligned(block) for block in _blocks(evaluation)) + "\n"
+    return "\n\n".join(aligned(block) for block in _blocks(evaluation)) + "\n"
 
 
 def _blocks(evaluation: Evaluation) -> list[list[list[str]]]:
@@ -28,13 +28,13 @@ def _blocks(evaluation: Evaluation) -> list[list[list[str]]]:
     ]
     rows = [["rule", f"accuracy of {evaluation.n} (%)", "AUROC within questions"]]
     for rule, interval in evaluation.accuracy.items():
-        rows.append([rule, _percent(interval), _plain(aurocs[rule]) if rule in aurocs else "-"])
+        rows.append([rule, _percent(interval), plain(aurocs[rule]) if rule in aurocs else "-"])
     blocks = [summary, rows]
     if evaluation.paired:
         blocks.append([["difference", "points"], *([name, _percent(d)] for name, d in evaluation.paired.items())])
     if evaluation.brier and evaluation.ece:
         header = ["probabilities", "Brier score", "calibration error"]
-        blocks.append([header, ["swift", _plain(evaluation.brier), _plain(evaluation.ece)]])
+        blocks.append([header, ["swift", plain(evaluation.brier), plain(evaluation.ece)]])
     sizes = [2**power for power in range(evaluation.n.bit_length())]
     sizes += [evaluation.n] if sizes[-1] != evaluation.n else []
     curves = [["accuracy (%) of k", *map(str, sizes)]]
@@ -48,11 +48,12 @@ def _percent(interval: Interval) -> str:
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def _plain(interval: Interval) -> str:
+def plain(interval: Interval) -> str:
+    """Return a figure with its bounds."""
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Align the first column left, the others right; a header line is ruled off where there are columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from swift_rm.files import write_whole
 from swift_rm.head import GatedHead, TokenScores
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_OF_EACH_HEAD = ("heads", "pessimism", "calibration", "evaluation")  # in which the members of an ensemble may differ
 
 
 class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
@@ -30,7 +31,7 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
 
     ``rm(features [T, D], offsets [B + 1]) -> rewards [B]`` is differentiable; ``features`` may be a list of the
     configured layers' states ``[T, d]`` instead, in the order of ``config.layers``. A reward is a logit;
-    ``probability`` applies the calibration.
+    ``probability`` applies the calibration. Several heads may judge together, see :meth:`ensemble`.
     """
 
     config: SwiftConfig
@@ -38,7 +39,7 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: SwiftConfig) -> None:
         super().__init__()
         self.config = config
-        self.head = GatedHead(config.width, config.gate)
+        self.head = GatedHead(config.width, config.gate, config.heads, config.pessimism)
 
     def forward(self, features: Tensor | Sequence[Tensor], offsets: Tensor) -> Tensor:
         """Compute the rewards ``[B]`` of packed responses."""
@@ -46,8 +47,12 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
         return rewards
 
     def token_scores(self, features: Tensor | Sequence[Tensor]) -> TokenScores:
-        """Compute gate and reward of each token, ``[T]`` each."""
+        """Compute gate and reward of each token, ``[T]`` each; of several heads their means."""
         return self.head.token_scores(features)
+
+    def head_rewards(self, features: Tensor | Sequence[Tensor], offsets: Tensor) -> Tensor:
+        """Compute the reward that each of the M heads gives each response, ``[B, M]``."""
+        return self.head.rewards(features, offsets)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -149,6 +154,32 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
         model = cls(config)
         model.load_checked({"head.weight": weight, "head.bias": bias}, path)
         return model
+
+    @classmethod
+    def ensemble(cls, models: Sequence[SwiftRewardModel], pessimism: float = 0.0) -> SwiftRewardModel:
+        """Join the heads of reward models into one, whose reward is their mean minus ``pessimism`` times their deviation.
+
+        The models read the same states of the same base model; ValueError names what differs. No calibration is that of
+        their mean, so none is kept; of their training the card says what each was.
+        """
+        if not models:
+            raise ValueError("an ensemble needs at least one reward model, got none")
+        configs = [model.config for model in models]
+        found = {f.name: [getattr(config, f.name) for config in configs] for f in fields(SwiftConfig)}
+        training = found.pop("training")
+        differing = {
+            name: values for name, values in found.items()
+            if name not in _OF_EACH_HEAD and any(value != values[0] for value in values)
+        }  # fmt: skip
+        if differing:
+            raise ValueError(f"the heads of an ensemble must read the same states, but these differ: {differing}")
+        said = {key: [one.get(key) for one in training] for one in training for key in one}
+        told = {key: values[0] if all(value == values[0] for value in values) else values for key, values in said.items()}
+        heads = sum(found["heads"])
+        together = cls(replace(configs[0], heads=heads, pessimism=pessimism, calibration=None, evaluation=None, training=told))
+        weights = [model.state_dict() for model in models]
+        together.load_state_dict({name: torch.cat([one[name] for one in weights]) for name in weights[0]})
+        return together.to(models[0].head.weight)
 
     def with_evaluation(self, evaluation: Mapping[str, Any]) -> SwiftRewardModel:
         """Return the same model with the main figures of an evaluation's JSON, which its configuration and card will carry."""

@@ -14,9 +14,19 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from swift_rm.baselines import baseline_scores
-from swift_rm.curves import Subsets, Weigh, best_of_curves, borda_weights, fixed_weights, majority_curve, vote_curve
+from swift_rm.curves import (
+    Count,
+    Subsets,
+    Weigh,
+    best_of_curves,
+    borda_weights,
+    fixed_weights,
+    majority_curve,
+    sums,
+    vote_curve,
+)
 from swift_rm.rollouts import Rollout
-from swift_rm.selection import reward_weights
+from swift_rm.selection import reward_weights, shrunk_means
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -49,18 +59,18 @@ def rule_curves(
 ) -> dict[str, Floats]:
     """Return each rule's expected accuracy on each question with k = 1 ... N responses, [Q, N] by name.
 
-    "majority" votes among ``answers``; each baseline's name stands for best-of-k by that score, "swift_best" for the
-    same by reward, "oracle" for pass@k: all exact over the subsets of k. "swift_vote" weights by sigmoid(reward),
-    "deepconf_vote" by ``deepconf_mean``, "swift_borda" and "self_certainty_borda" by rank: exact where there are no
-    more than ``vote_subsets`` subsets of k (always at N), else the average over so many seeded ones. Raises ValueError
-    for a negative confidence.
+    "majority" votes among ``answers``; each baseline's name stands for best-of-k by that score, "swift_best" for the same
+    by reward, "oracle" for pass@k: all exact over the subsets of k. "swift_vote" weights by sigmoid(reward),
+    "swift_shrunk" goes by the shrunk mean of these weights, "deepconf_vote" weights by ``deepconf_mean``, "swift_borda"
+    and "self_certainty_borda" by rank: exact where there are no more than ``vote_subsets`` subsets of k (always at N),
+    else the average over so many seeded ones. Raises ValueError for a negative confidence.
     """
-    elections = [_election(answer, label) for answer, label in zip(answers, labels, strict=True)]
+    elections = [election(answer, label) for answer, label in zip(answers, labels, strict=True)]
     rng = np.random.default_rng([seed, 1])  # another stream than the bootstrap's
     subsets = Subsets(labels.shape[1], vote_subsets, rng)
     orders = rng.permuted(np.tile(np.arange(labels.shape[1]), (len(labels), 1)), axis=1)  # for the reason see Subsets
 
-    def vote(weigh: Weigh, weights: Sequence[Floats] | Floats) -> Floats:
+    def vote(weigh: Weigh, weights: Sequence[Floats] | Floats, count: Count = sums) -> Floats:
         cases = tqdm(
             zip(weights, elections, orders, strict=True),
             "counting votes",
@@ -69,13 +79,15 @@ def rule_curves(
             disable=not progress,
             delay=1,
         )
-        return np.stack([vote_curve(weigh, w[order], codes[order], v, subsets) for w, (codes, v), order in cases])
+        return np.stack([vote_curve(weigh, w[order], codes[order], v, subsets, count) for w, (codes, v), order in cases])
 
     curves = {"majority": np.stack([majority_curve(codes, values) for codes, values in elections])}
     curves |= {name: best_of_curves(score, labels) for name, score in scores.items() if name != "swift"}
     if "swift" in scores:
         curves["swift_best"] = best_of_curves(scores["swift"], labels)
-        curves["swift_vote"] = vote(fixed_weights, [reward_weights(row) for row in scores["swift"]])
+        weights = [reward_weights(row) for row in scores["swift"]]
+        curves["swift_vote"] = vote(fixed_weights, weights)
+        curves["swift_shrunk"] = vote(fixed_weights, weights, shrunk_means)
         curves["swift_borda"] = vote(borda_weights, scores["swift"])
     if "self_certainty" in scores:
         curves["self_certainty_borda"] = vote(borda_weights, scores["self_certainty"])
@@ -89,7 +101,7 @@ def rule_curves(
     return curves
 
 
-def _election(answers: Sequence[str | None], labels: Floats) -> tuple[Ints, Floats]:
+def election(answers: Sequence[str | None], labels: Floats) -> tuple[Ints, Floats]:
     """Return each response's answer as a code, [N], -1 for none, and the mean label of each answer's responses, [A].
 
     The labels of one answer can differ where the grader saw more than the answer.

@@ -25,7 +25,8 @@ class RunningRewards:
     in which rows they belong to a response, and a forward call on them. With ``position="generating"`` a token is scored
     by the state that chose it; with ``"token"`` by its own, which the next forward call shows: ``due`` tells which rows
     wait for it. States are held until their token is counted, and no longer.
-    A row keeps a :class:`RunningMean`, and another for a region that begins after a marker; each is one ``gated_step``.
+    A row keeps a :class:`RunningMean`, and another for the tokens of a region with a marker; each is one ``gated_step``
+    a head.
     ``guide`` is a second reward model, of the same states, whose rewards :meth:`partial` gives instead: one that was
     trained to judge unfinished responses, say. With ``keep_tokens`` every token's scores are kept as well.
     """
@@ -41,9 +42,9 @@ class RunningRewards:
     ) -> None:
         self.config, self._tokenizer, self._keep_tokens = rm.config, tokenizer, keep_tokens
         self._whole = RunningMean(rm.head)
-        self._after = RunningMean(rm.head) if rm.config.marker else None
+        self._part = RunningMean(rm.head) if rm.config.marker else None
         self._guide = RunningMean(guide.head) if guide is not None else None
-        self._means = [mean for mean in (self._whole, self._after, self._guide) if mean is not None]
+        self._means = [mean for mean in (self._whole, self._part, self._guide) if mean is not None]
         self.tap = HiddenStateTap(model, rm.config.layers, keep=False, on_forward=self._see)
         self.begin()
 
@@ -53,14 +54,13 @@ class RunningRewards:
         self._started = False
         self._states: list[Tensor] | None = None  # [rows, 1, d] a layer: of which the next tokens are chosen
         self.due: Tensor | None = None  # [rows]: rows whose latest token is still to be scored
-        self._in_region: Tensor | None = None  # [rows]: as `due`, where the token comes after the marker
+        self._in_region: Tensor | None = None  # [rows]: as `due`, where the token is of the region
         self._tokens: list[tuple[Tensor, Tensor]] = []
 
     def _start(self, rows: int) -> None:
-        marker = self.config.marker
         for mean in self._means:
             mean.begin(rows)
-        self._watch = MarkerWatch(marker, self._tokenizer, rows) if marker else None
+        self._watch = MarkerWatch(self.config.region, self._tokenizer, rows) if self._part is not None else None
         self._started = True
 
     def count(self, tokens: Tensor, active: Tensor) -> None:
@@ -70,9 +70,8 @@ class RunningRewards:
         if not self._started:
             self._start(len(tokens))
         if self._watch is not None:
-            found = self._watch.found
-            self._in_region = active & torch.tensor(found, device=active.device) if any(found) else None
-            self._watch.push(tokens.tolist(), active.tolist())
+            read = self._watch.push(tokens.tolist(), active.tolist())
+            self._in_region = torch.tensor(read, device=active.device) if any(read) else None
         if self._states is None:
             self.due = active.clone()
         else:
@@ -98,29 +97,29 @@ class RunningRewards:
         if not self._started:  # before the first token there are only prompts
             return
         self._tokens = [
-            (scores.index_select(0, rows.to(scores.device)), active.index_select(0, rows.to(active.device)))
+            (scores.index_select(1, rows.to(scores.device)), active.index_select(0, rows.to(active.device)))
             for scores, active in self._tokens
         ]
         for mean in self._means:
-            mean.select(rows.to(mean.weight.device))
+            mean.select(rows.to(mean.device))
         if self._watch is not None:
             self._watch.select(rows.tolist())
 
     def rewards(self) -> Tensor:
         """Return the reward of what was counted of each row, ``[rows]``; NaN where that is nothing."""
-        if self._after is None:
+        if self._part is None:
             return self._whole.rewards()
-        return torch.where(self._after.begun(), self._after.rewards(), self._whole.rewards())
+        return torch.where(self._part.begun(), self._part.rewards(), self._whole.rewards())
 
     def partial(self) -> Tensor:
         """Return the rewards so far, ``[rows]``: the guide's where there is one."""
         return self.rewards() if self._guide is None else self._guide.rewards()
 
     def flags(self) -> list[Flag | None]:
-        """Return why the whole response is read instead of the region after the marker, for each row."""
-        if self._watch is None or self._after is None:
+        """Return why the whole response is read instead of the region, for each row."""
+        if self._watch is None or self._part is None:
             return [None] * len(self._whole)
-        read = self._after.begun().tolist()
+        read = self._part.begun().tolist()
         return [
             None if some else "region_empty" if found else "marker_missing"
             for found, some in zip(self._watch.found, read, strict=True)
@@ -130,10 +129,9 @@ class RunningRewards:
         """Return gate and reward ``[t]`` of the counted tokens of each row (needs ``keep_tokens``)."""
         if not self._tokens:
             return [TokenScores(torch.empty(0), torch.empty(0)) for _ in range(len(self._whole))]
-        scores = torch.stack([scores for scores, _ in self._tokens], dim=1)  # [rows, steps, 2]
+        scores = torch.stack([scores for scores, _ in self._tokens], dim=2)  # [M, rows, steps, 2]
         active = torch.stack([active for _, active in self._tokens], dim=1)  # [rows, steps]
-        z, r, gate = scores[..., 0], scores[..., -1], scores.shape[-1] == 2
-        return [TokenScores.of(z[row, on], r[row, on], gate) for row, on in enumerate(active)]
+        return [self._whole.token_scores(scores[:, row, on]) for row, on in enumerate(active)]
 
     def state_bytes(self) -> int:
         """Return the bytes kept per row, whatever the length of its response (without ``keep_tokens``)."""
@@ -151,14 +149,14 @@ class RunningRewards:
             self._add(last, due)
 
     def _add(self, states: Sequence[Tensor], active: Tensor) -> None:
-        device = self._whole.weight.device
+        device = self._whole.device
         if any(state.device != device for state in states):
             states = [state.to(device) for state in states]
         active = active.to(device).contiguous()
-        scores = self._whole.weight.new_empty(len(active), len(self._whole.weight)) if self._keep_tokens else None
+        scores = self._whole.new_scores(len(active)) if self._keep_tokens else None
         self._whole.add(states, active, scores)
-        if self._after is not None and self._in_region is not None:
-            self._after.add(states, self._in_region.to(device))
+        if self._part is not None and self._in_region is not None:
+            self._part.add(states, self._in_region.to(device))
         if self._guide is not None:
             self._guide.add(states, active)
         if scores is not None:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from swift_rm.encoding import Encoded, Prompt, Response, encode
+from swift_rm.head import spread
 from swift_rm.identity import check_base_model
 from swift_rm.packing import packed_states
 from swift_rm.rollouts import Rollout
@@ -39,19 +41,34 @@ def score(
     ValueError for another base model, an empty response, a region without tokens, a sequence longer than the model's
     context, and states that are NaN or Inf.
     """
+    return _score(model, tokenizer, rm, prompts, responses, batch_size, progress, chat_template_kwargs)[0]
+
+
+def _score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rm: SwiftRewardModel,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    batch_size: int,
+    progress: bool,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[list[float], Tensor]:
+    """Return the rewards as ``score`` does, and those that each head gave."""
     check_base_model(rm.config, model, tokenizer)
-    encoded = encode(model, tokenizer, prompts, responses, rm.config.marker, chat_template_kwargs)
+    encoded = encode(model, tokenizer, prompts, responses, rm.config.region, chat_template_kwargs)
     empty = [i for i, one in enumerate(encoded) if one.region.flag == "region_empty"]
     if empty:
         raise ValueError(f"response {empty[0]} has no token after the marker {rm.config.marker!r}")
-    rewards = score_encoded(model, rm, encoded, batch_size=batch_size, progress=progress)
+    heads = score_heads(model, rm, encoded, batch_size=batch_size, progress=progress)
+    rewards: list[float] = rm.head.combine(heads).tolist()
     broken = [i for i, reward in enumerate(rewards) if reward != reward or abs(reward) == float("inf")]
     if broken:
         layer = find_broken_layer(model, rm, encoded[broken[0]])
         raise ValueError(
             f"response {broken[0]} has NaN or Inf in the states of layer {layer} ({len(broken)} responses are affected)"
         )
-    return rewards
+    return rewards, heads
 
 
 def score_rollouts(
@@ -63,13 +80,24 @@ def score_rollouts(
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[Rollout]:
-    """Return the rollouts with their rewards and, in ``extra``, probabilities: what ``evaluate`` reads. Raises as ``score``."""
+    """Return the rollouts with their rewards and, in ``extra``, probabilities: what ``evaluate`` reads. Raises as ``score``.
+
+    Of several heads ``extra`` has ``reward_spread`` too, the standard deviation of their rewards.
+    """
     prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
-    rewards = score(model, tokenizer, rm, prompts, responses, batch_size=batch_size, progress=progress)
+    rewards, heads = _score(model, tokenizer, rm, prompts, responses, batch_size, progress)
+    said = zip(rollouts, rewards, rm.probability(rewards).tolist(), reward_spreads(heads), strict=True)
     return [
-        replace(rollout, reward=reward, extra={**rollout.extra, "probability": probability})
-        for rollout, reward, probability in zip(rollouts, rewards, rm.probability(rewards).tolist(), strict=True)
+        replace(rollout, reward=reward, extra={**rollout.extra, "probability": probability, **spread_})
+        for rollout, reward, probability, spread_ in said
     ]
+
+
+def reward_spreads(heads: Tensor) -> list[dict[str, float]]:
+    """Return what a record says of the heads' rewards ``[B, M]``: ``reward_spread``, or nothing where there is one head."""
+    if heads.shape[1] == 1:
+        return [{} for _ in heads]
+    return [{"reward_spread": value} for value in spread(heads).tolist()]
 
 
 def score_encoded(
@@ -81,17 +109,28 @@ def score_encoded(
     progress: bool = False,
 ) -> list[float]:
     """Compute the rewards of encoded responses; NaN where the states are not finite."""
-    config = rm.config
-    rewards = [float("nan")] * len(encoded)
+    rewards: list[float] = rm.head.combine(score_heads(model, rm, encoded, batch_size=batch_size, progress=progress)).tolist()
+    return rewards
+
+
+def score_heads(
+    model: PreTrainedModel,
+    rm: SwiftRewardModel,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Tensor:
+    """Compute the rewards that each head gives encoded responses, ``[B, M]``, on the CPU; NaN where states are not finite."""
+    config, device = rm.config, rm.head.weight.device
+    dtype = torch.promote_types(rm.head.weight.dtype, torch.float32)
+    rewards = torch.full((len(encoded), config.heads), torch.nan, dtype=dtype)
     with (
         tqdm(total=len(encoded), desc="scoring", unit="response", disable=not progress, delay=2) as bar,
         torch.inference_mode(),
     ):
         for packed in packed_states(model, config.layers, config.position, encoded, batch_size=batch_size):
-            device = rm.head.weight.device
-            values = rm([layer.to(device) for layer in packed.layers], packed.offsets)
-            for index, value in zip(packed.indices, values.tolist(), strict=True):
-                rewards[index] = value
+            rewards[packed.indices] = rm.head_rewards([layer.to(device) for layer in packed.layers], packed.offsets).cpu()
             bar.update(len(packed.indices))
             del packed  # before the next batch is read
     return rewards

@@ -30,7 +30,7 @@ class StreamingReward:
     to and with its end-of-sequence token (in bfloat16 the two differ by up to 1 % of the rewards' spread, as either does
     from float32). What is kept of a row does not grow with its length: three floats. ``stopping_criteria=[stream]`` may be
     given or left out; rows that other criteria or ``stop_strings`` end are counted up to there. The tokenizer is needed for
-    a region after a marker and checked against the reward model if given. With ``position="token"`` one more step reads the
+    a region with a marker and checked against the reward model if given. With ``position="token"`` one more step reads the
     last token's state. ``tokens=True`` keeps gate and reward of every token too.
 
     Raises ValueError for another base model and, in `generate`, for decoding that does not go on row by row: beam search,
@@ -74,7 +74,7 @@ class StreamingReward:
 
     @property
     def flags(self) -> list[Flag | None]:
-        """Why a row's whole response was read instead of the region after the marker, or None."""
+        """Why a row's whole response was read instead of the configured region, or None."""
         self._require_started()
         return self._running.flags()
 

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """One response: its tokens, and gate (0..1) and reward of those that are read, ``token_ids[start:]``, in their order.
+    """One response: its tokens, and gate (0..1) and reward of those that are read, ``token_ids[i] for i in read``.
 
-    ``response_reward`` is the gated mean of the tokens' rewards, sum(gate * reward) / sum(gate). ``flag`` says why the
-    whole response was read instead of the configured region, or that its states are not finite.
+    ``response_reward`` is the gated mean of the tokens' rewards, sum(gate * reward) / sum(gate); of several heads a token has
+    the means, and ``response_reward`` is made of each head's own. ``flag`` says why the whole response was read instead of
+    the configured region, or that its states are not finite.
     """
 
     token_ids: list[int]
-    start: int
+    read: Sequence[int]
     gate: list[float]
     reward: list[float]
     response_reward: float
@@ -51,7 +52,7 @@ def score_tokens(
     states that are NaN or Inf, is flagged. Raises ValueError for another base model and for what cannot be encoded.
     """
     check_base_model(rm.config, model, tokenizer)
-    encoded = encode(model, tokenizer, prompts, responses, rm.config.marker, chat_template_kwargs)
+    encoded = encode(model, tokenizer, prompts, responses, rm.config.region, chat_template_kwargs)
     scored: dict[int, ScoredTokens] = {}
     device = rm.head.weight.device
     with torch.inference_mode():
@@ -63,7 +64,7 @@ def score_tokens(
                 one, here = encoded[index], slice(ends[row], ends[row + 1])
                 flag = one.region.flag if abs(rewards[row]) < float("inf") else "not_finite"
                 ids = list(one.response_ids)
-                scored[index] = ScoredTokens(ids, one.region.start, gate[here], reward[here], rewards[row], flag)
+                scored[index] = ScoredTokens(ids, one.region.tokens, gate[here], reward[here], rewards[row], flag)
             del packed, layers  # before the next batch is read
     return [scored[index] for index in range(len(encoded))]
 

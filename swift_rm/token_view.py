@@ -53,7 +53,7 @@ class QuestionView:
 
 @dataclass(frozen=True)
 class PageView:
-    """What the page shows: its title, the models' names, at which state tokens are read, and the questions of ``total``."""
+    """What the page shows: its title, the models' names, at which state how many heads read, the questions of ``total``."""
 
     title: str
     base_model: str
@@ -61,6 +61,7 @@ class PageView:
     position: str
     questions: Sequence[QuestionView]
     total: int
+    heads: int = 1
 
 
 def render_page(page: PageView) -> str:
@@ -89,7 +90,7 @@ def render_page(page: PageView) -> str:
 <header>
 <h1>{title}</h1>
 <p class="about">Reward model <b>{_text(page.reward_model)}</b> reading <b>{_text(page.base_model)}</b>, {shown}</p>
-{_legend(scale, page.position)}
+{_legend(scale, page.position, page.heads)}
 <nav aria-label="questions">Questions {links}</nav>
 </header>
 <main>
@@ -185,11 +186,12 @@ def _token(token: TokenView, scale: Scale, weight: float) -> str:
     )
 
 
-def _legend(scale: Scale, position: str) -> str:
+def _legend(scale: Scale, position: str, heads: int) -> str:
     colours = "".join(f'<i class="r{step} g{GATE_STEPS - 1}"></i>' for step in range(REWARD_STEPS))
     shades = "".join(f'<i class="r{REWARD_STEPS - 1} g{step}"></i>' for step in range(GATE_STEPS))
     reach = f"{scale.reward:g}"
     state = "that produced it, before it was chosen" if position == "generating" else "at the token itself"
+    several = f" A token shows the means of {heads} heads; the response's reward is made of each's own." if heads > 1 else ""
     return f"""<dl>
 <div><dt>Colour: the token's reward</dt>
 <dd><span class="bar">{colours}</span><span class="ends"><span>\u2212{reach} or less</span><span>0</span>\
@@ -201,7 +203,7 @@ How much the token counts. What is pale hardly counts, whatever its reward.</dd>
 <div><dt>The response's reward</dt>
 <dd><code>\u03a3 gate \u00b7 reward / \u03a3 gate</code> over its tokens: a logit, of which the probability of being right is
 a function. A token <em>adds</em> <code>gate \u00b7 reward / \u03a3 gate</code> to it. Its gate and reward are read from the
-hidden state {state}.</dd></div>
+hidden state {state}.{several}</dd></div>
 <div><dt>Reading a token</dt>
 <dd>Point at it, tap it, or press Tab, for its numbers. Signs: \u23ce end of line, \u21e5 tab, \u25cc part of a character that
 a later token completes, \u2039U+202E\u203a and the like a character that cannot be seen.</dd></div>

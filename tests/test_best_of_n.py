@@ -34,6 +34,19 @@ def test_candidates_are_ranked_by_the_reward_that_score_gives(llama, tokenizer, 
         assert result.best.probability == pytest.approx(1 / (1 + math.exp(-result.best.reward)))
 
 
+def test_the_default_resists_the_highest_reward_where_answers_agree(llama, tokenizer, rm):
+    def parity(text):
+        return str(sum(map(ord, text)) % 2)
+
+    differ = 0
+    for seed in range(3):
+        for result in best_of_n(llama, tokenizer, rm, PROMPTS, n=9, seed=seed, answer=parity, **SETTINGS):
+            rewards, answers = [c.reward for c in result.candidates], [c.answer for c in result.candidates]
+            assert result.best is result.candidates[select_candidate("shrunk", rewards, answers).index]
+            differ += result.best is not result.candidates[0]
+    assert differ, "the highest reward won every time: nothing was tested"
+
+
 def test_votes_use_the_answer_function(llama, tokenizer, rm):
     def first_letter(text):
         return text[:1]
@@ -71,7 +84,7 @@ def spoil(which):
 
 def test_a_broken_candidate_is_ranked_last_and_never_chosen(llama, tokenizer, rm):
     settings = {"eos_token_id": None, "max_new_tokens": 6}
-    for rule in ("best", "vote", "borda", "majority"):
+    for rule in ("best", "vote", "shrunk", "borda", "majority"):
         given = {"answer": lambda text: "same", "logits_processor": spoil(slice(0, None, 4)), **settings}
         results = best_of_n(llama, tokenizer, rm, PROMPTS, n=4, select=rule, **given)
         for result in results:
@@ -193,7 +206,7 @@ def test_without_an_end_of_sequence_all_go_to_the_length_limit(llama, tokenizer,
         ({"prompts": [[1] * 2048]}, "a prompt of 2048 tokens leaves no room"),
         ({"select": "worst"}, "unknown selection rule 'worst'"),
         ({"select": "rank"}, "the rules rank and scale fuse with an external reward"),
-        ({"external": lambda prompts, responses: [0.0]}, "select='best' and external=a function"),
+        ({"external": lambda prompts, responses: [0.0]}, "select='shrunk' and external=a function"),
         ({"stop_at": 1.5}, "stop_at is a probability above 0 and at most 1, got 1.5"),
         ({"budget": 0}, "budget must be at least 1 token, got 0"),
         ({"prune": "chopping"}, "prune must be one of"),

@@ -79,7 +79,10 @@ def test_best_of_n_marks_the_chosen_candidate(capsys, monkeypatch):
     code, out, _ = run(capsys, "best-of-n", *TINY, *REWARD, "-n", 4, "27+15-08", "--json")
     result = json.loads(out)[0]
     assert len(result["candidates"]) == 4
-    assert result["best"] == result["candidates"][0]
+    of_its_answer = [one for one in result["candidates"] if one["answer"] == result["best"]["answer"]]
+    assert result["best"] == of_its_answer[0], "of the candidates with the chosen answer the highest reward should be shown"
+    _, out, _ = run(capsys, "best-of-n", *TINY, *REWARD, "-n", 4, "27+15-08", "--json", "--select", "best")
+    assert json.loads(out)[0]["best"] == result["candidates"][0]
     assert (result["ended"], result["tokens_saved"]) == ("all", 0)
     assert result["tokens_spent"] == sum(len(candidate["token_ids"]) for candidate in result["candidates"])
 

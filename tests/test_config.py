@@ -6,8 +6,9 @@ from swift_rm import SwiftConfig
 
 
 def test_a_configuration_survives_json():
-    config = SwiftConfig(8, (-1, 0), base_model="org/model", region="after:</think>", gate=False, training={"questions": 3})
+    config = SwiftConfig(8, (-1, 0), base_model="org/model", region="steps:\n\n", gate=False, heads=3, pessimism=0.5)
     assert SwiftConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.marker == "\n\n"
 
 
 def test_layers_are_counted_from_the_embeddings_once_the_base_is_known():
@@ -30,6 +31,12 @@ def test_layers_are_counted_from_the_embeddings_once_the_base_is_known():
         ({"position": "before"}, "position must be one of .* got 'before'"),
         ({"region": "after:"}, "region must be .* got 'after:'"),
         ({"region": "answer"}, "region must be .* got 'answer'"),
+        ({"region": "steps:"}, "region must be 'response', 'after:<marker>' or 'steps:<marker>', got 'steps:'"),
+        ({"heads": 0}, "heads must be a number of at least 1, got 0"),
+        ({"heads": 2.5}, "heads must be a number of at least 1, got 2.5"),
+        ({"pessimism": -0.5}, "pessimism must be finite and not negative, got -0.5"),
+        ({"pessimism": float("inf")}, "pessimism must be finite and not negative, got inf"),
+        ({"pessimism": float("nan")}, "pessimism must be finite and not negative, got nan"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_value(change, message):

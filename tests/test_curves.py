@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from swift_rm.curves import Subsets, best_of_curves, borda_weights, fixed_weights, majority_curve, vote_curve
-from swift_rm.selection import borda_votes
+from swift_rm.selection import borda_votes, shrunk_means
 
 NAN = math.nan
 
@@ -24,12 +24,12 @@ def brute_best(scores, labels):
     return brute_force(len(scores), value)
 
 
-def brute_vote(weigh, codes, values):
+def brute_vote(weigh, codes, values, shrink=False):
     def value(subset):
-        totals = {}
-        for i, weight in zip(subset, weigh(subset), strict=True):
-            if codes[i] >= 0 and not math.isnan(weight):
-                totals[codes[i]] = totals.get(codes[i], 0.0) + weight
+        votes = [(codes[i], w) for i, w in zip(subset, weigh(subset), strict=True) if codes[i] >= 0 and not math.isnan(w)]
+        totals = {code: sum(w for other, w in votes if other == code) for code, _ in votes}
+        if shrink:
+            totals = {c: t / (sum(other == c for other, _ in votes) + 2 * math.sqrt(len(votes))) for c, t in totals.items()}
         tops = [code for code, total in totals.items() if math.isclose(total, max(totals.values()), rel_tol=1e-9)]
         return sum(values[code] for code in tops) / len(tops) if tops else 0.0
 
@@ -142,6 +142,22 @@ def test_votes_equal_enumeration(borda, scores, codes):
     expected = brute_vote(lambda s: borda_votes(scores[s]) if borda else scores[s], codes, values)
     curve = vote_curve(borda_weights if borda else fixed_weights, scores, codes, values, subsets)
     np.testing.assert_allclose(curve, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scores", "codes"), list(vote_cases()))
+def test_shrunk_means_equal_enumeration(scores, codes):
+    values = np.array([1.0, 0.0, 0.25, 0.0, 0.5])[: max(codes.max() + 1, 0)]
+    subsets = Subsets(len(codes), 100, np.random.default_rng(0))
+    curve = vote_curve(fixed_weights, scores, codes, values, subsets, shrunk_means)
+    np.testing.assert_allclose(curve, brute_vote(lambda s: scores[s], codes, values, shrink=True), atol=1e-12)
+
+
+def test_curves_at_some_sizes_are_those_at_all():
+    rng = np.random.default_rng(1)
+    scores, codes, values = rng.random(8), rng.integers(0, 3, 8), np.array([1.0, 0.0, 0.5])
+    whole, some = (Subsets(8, 70, rng, sizes) for sizes in (None, [1, 4, 8]))
+    curve = vote_curve(fixed_weights, scores, codes, values, whole)
+    np.testing.assert_allclose(vote_curve(fixed_weights, scores, codes, values, some), curve[[0, 3, 7]], atol=1e-12)
 
 
 def test_sampled_votes_approach_enumeration():

@@ -11,6 +11,7 @@ from swift_rm import score
 from swift_rm.custom_generate import BestOfNDecoding, BestOfNOutput
 from swift_rm.encoding import encode
 from swift_rm.scoring import score_encoded
+from swift_rm.selection import select
 
 PROCESSED = {
     "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "bad_words_ids": [[5, 6], [9]],
@@ -123,9 +124,50 @@ def test_regions_need_the_tokenizer(llama, tokenizer):
     candidates = [one for group in decoding.candidates for one in group]
     assert {one.flag for one in candidates} >= {None, "marker_missing"}
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
-    encoded = encode(model, tokenizer, [prompts[one.prompt] for one in candidates], [one.token_ids for one in candidates], "=")
+    encoded = encode(
+        model, tokenizer, [prompts[one.prompt] for one in candidates], [one.token_ids for one in candidates], rm.config.region
+    )
     assert [one.flag for one in candidates] == [one.region.flag for one in encoded]
     assert [one.reward for one in candidates] == pytest.approx(score_encoded(model, rm, encoded), abs=1e-4)
+
+
+def test_a_rule_that_elects_an_answer_puts_its_choice_first(tokenizer):
+    def parity(text):
+        return str(sum(map(ord, text)) % 2)
+
+    model, rm = tiny_model("llama", vocab_size=len(tokenizer)), make_rm()
+    best, shrunk = (
+        BestOfNDecoding(rm, 12, select=rule, answer=parity, tokenizer=tokenizer, prune="halving") for rule in ("best", "shrunk")
+    )
+    settings = {"max_new_tokens": 20, "eos_token_id": None, "num_return_sequences": 2, "return_dict_in_generate": True}
+    differ = 0
+    for seed in range(4):
+        for decoding in (best, shrunk):
+            torch.manual_seed(seed)
+            out = model.generate(
+                **batch(model, tokenizer), do_sample=True, pad_token_id=0, custom_generate=decoding, **settings
+            )  # fmt: skip
+        for number, (ranked, group) in enumerate(zip(best.candidates, shrunk.candidates, strict=True)):
+            whole = [one for one in ranked if one.complete]
+            answers = [parity(tokenizer.decode(one.token_ids, skip_special_tokens=True)) for one in whole]
+            first = whole[select("shrunk", [one.reward for one in whole], answers).index]
+            assert group == [first, *(one for one in ranked if one is not first and one != first)]
+            assert out.sequences[2 * number, -20:].tolist() == first.token_ids
+            differ += first is not ranked[0]
+    assert differ, "the highest reward won every time: nothing was tested"
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("shrunk", "select='shrunk' reads the candidates' answers, for which the tokenizer is needed"),
+        ("rank", "select='rank' fuses with an external reward"),
+        ("bset", "unknown selection rule 'bset'"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused(rule, message):
+    with pytest.raises(ValueError, match=message):
+        BestOfNDecoding(make_rm(), 2, select=rule)
 
 
 def test_broken_candidates_come_last_and_are_an_error_where_there_are_no_others(llama):

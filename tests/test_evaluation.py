@@ -60,6 +60,7 @@ def test_accuracy_by_hand():
             "min_logprob": 0.0,
             "swift_best": 2 / 3,
             "swift_vote": 2 / 3,
+            "swift_shrunk": 2 / 3,  # "a": 0.95 / (1 + 3.46) for the right answer against 0.39 / (2 + 3.46)
             "swift_borda": 1 / 3,  # "a": 1 + 2^0.5 for the wrong answer against 3^0.5
             "oracle": 2 / 3,
         }
@@ -89,7 +90,7 @@ def test_curves_by_hand():
 def test_every_curve_ends_in_its_accuracy_and_starts_from_a_single_response():
     result = evaluate(random_rollouts(20, 5), bootstrap=100)
     assert set(result.curves) == set(result.accuracy) - {"first"}
-    assert len(result.curves) == 16  # 9 baselines, 3 of the reward, majority, 2 votes, oracle
+    assert len(result.curves) == 17  # 9 baselines, 4 of the reward, majority, 2 votes, oracle
     for rule, curve in result.curves.items():
         assert len(curve) == 5
         assert curve[-1] == result.accuracy[rule]
@@ -106,8 +107,10 @@ def test_paired_differences_are_those_of_the_same_resamples():
     assert list(result.paired) == [
         "swift_best-majority",
         "swift_vote-majority",
+        "swift_shrunk-majority",
         f"swift_best-{rival}",
         f"swift_vote-{rival}",
+        f"swift_shrunk-{rival}",
     ]
     groups = [rows[i : i + 4] for i in range(0, len(rows), 4)]
     chosen = [max(group, key=lambda r: r.reward).label for group in groups]

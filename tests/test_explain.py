@@ -94,7 +94,7 @@ def test_the_same_id_with_another_prompt_is_another_question(tmp_path):
 
 def test_tokens_before_the_region_are_shown_without_numbers(tokenizer):
     ids = tokenizer("</think>42<eos>")["input_ids"]
-    scored = ScoredTokens(ids, 1, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0], 2.3, "marker_missing")
+    scored = ScoredTokens(ids, range(1, 4), [0.1, 0.2, 0.3], [1.0, 2.0, 3.0], 2.3, "marker_missing")
     view = view_candidate(tokenizer, [1], scored, 0.9, {"label": "yes", "answer": 42})
     assert [token.text for token in view.tokens] == ["</think>", "4", "2", "<eos>"]
     assert [token.gate for token in view.tokens] == [None, 0.1, 0.2, 0.3]

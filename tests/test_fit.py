@@ -184,15 +184,16 @@ def test_prefixes_train_a_reward_that_knows_before_the_end():
     features = Features(states, offsets, labels, torch.arange(questions).repeat_interleave(n))
     early = torch.arange(0, len(states), size)[:, None] + torch.arange(3)  # the first three tokens of each
 
-    def auroc_early(prefixes):
-        rm = fit_features(features, SwiftConfig(4, (0,)), FitSettings(lr=0.03, prefixes=prefixes))
+    def auroc_early(prefixes, seed):
+        rm = fit_features(features, SwiftConfig(4, (0,)), FitSettings(lr=0.03, prefixes=prefixes, seed=seed))
         with torch.no_grad():
             rewards = rm(states[early.flatten()], torch.arange(0, early.numel() + 1, 3)).view(questions, n)
         assert rm.config.training.get("prefixes", 0) == prefixes
         return float(torch.tensor(within_question_auroc(rewards.numpy(), labels.view(questions, n).numpy())).nanmean())
 
-    assert auroc_early(1.0) > 0.9
-    assert auroc_early(1.0) > auroc_early(0.0) + 0.02
+    with_prefixes, without = ([auroc_early(prefixes, seed) for seed in range(4)] for prefixes in (1.0, 0.0))
+    assert min(with_prefixes) > 0.9
+    assert sum(with_prefixes) / 4 > sum(without) / 4 + 0.02, "single heads differ by their luck, four of them less"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,21 @@
 import random
+import re
 from collections import Counter
 
 import pytest
-from homework_corpus import CHECKS, EARLY, LATE, batches, document, drill, make_tokenizer
+from graded_corpus import CHECKS, EARLY, LATE, batches, blend, document, drill
+from homework_corpus import HOMEWORK, make_tokenizer
 
 from swift_rm.tasks import homework as hw
 from swift_rm.tasks.homework import Exercise, HomeworkTask
+from swift_rm.tasks.task import Question
+from swift_rm.tasks.world import make_exercise
+
+LESSONS = {"homework": HOMEWORK}
+
+
+def homework(mix):
+    return blend(mix, {"homework": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -43,12 +53,36 @@ def test_questions_are_distinct_of_their_split_and_of_the_difficulty_they_say():
     assert 80 <= sum(q.extra["carries"] == 0 for q in questions) <= 130
 
 
+def test_the_questions_of_a_seed_stay_what_they_were_before_there_were_difficulties():
+    questions = [q.question_id for q in HomeworkTask("test").questions(3)]
+    assert questions == ["82-51+77+01-25", "79+13-07+90-24", "28-64-94+40-86"]
+    assert [q.question_id for q in HomeworkTask("test", "mixed").questions(3)] == questions
+
+
+@pytest.mark.parametrize(("name", "steps", "carries"), [("easy", {1, 2}, {0, 1}), ("hard", {3, 4}, {1, 2, 3})])
+def test_difficulties_ask_for_so_many_steps_and_carries(name, steps, carries):
+    questions = list(HomeworkTask("reward", name).questions(400))
+    assert {q.extra["steps"] for q in questions} == steps
+    counts = Counter(q.extra["carries"] for q in questions)
+    assert set(counts) == carries
+    assert all(hw.split_of(hw.parse(q.question_id)) == "reward" for q in questions)
+    if name == "easy":
+        assert 160 <= counts[1] <= 240
+
+
+def test_a_split_or_difficulty_that_is_none_is_named():
+    with pytest.raises(ValueError, match=r"difficulties \('mixed', 'easy', 'hard'\), got 'cruel'"):
+        HomeworkTask("test", "cruel")
+    with pytest.raises(ValueError, match=r"splits .* got 'exam'"):
+        HomeworkTask("exam")
+
+
 def test_splits_share_no_question_and_the_lm_text_holds_only_its_own():
     questions = {split: {q.question_id for q in HomeworkTask(split).questions(500)} for split in ("reward", "test")}
     assert not questions["reward"] & questions["test"]
     rng = random.Random(0)
     for i in range(600):
-        text = document(rng, LATE if i % 2 else EARLY)
+        text = document(rng, homework(LATE if i % 2 else EARLY), LESSONS)
         if "<question>" in text:
             question = text.split("<question>")[1].split("<")[0]
             assert hw.split_of(hw.parse(question)) == "lm"
@@ -66,7 +100,7 @@ def test_splits_share_no_question_and_the_lm_text_holds_only_its_own():
     ],
 )
 def test_grades(response, answer, label):
-    question = hw.Question("27+15", "", "42")
+    question = Question("27+15", "", "42")
     grade = HomeworkTask("test").grade(question, response)
     assert (grade.answer, grade.label) == (answer, label)
 
@@ -74,10 +108,10 @@ def test_grades(response, answer, label):
 def test_attempts_chain_and_their_marks_are_true():
     rng = random.Random(1)
     for _ in range(200):
-        exercise = hw.make_exercise(rng, "lm", steps=(1, 2, 3, 4))
+        exercise = make_exercise(rng, Exercise, "lm", steps=(1, 2, 3, 4))
         text, final = hw.write_attempt(rng, exercise, hw.Habits(), mark=True)
         value = exercise.start
-        steps = hw.re.findall(r"(\d\d)([+-]\d\d)=(\d\d)<(right|wrong)>, (wait)?", text)
+        steps = re.findall(r"(\d\d)([+-]\d\d)=(\d\d)<(right|wrong)>, (wait)?", text)
         operands = iter(exercise.operands)
         operand = next(operands)
         for start, shift, result, mark, again in steps:
@@ -102,7 +136,7 @@ def test_half_of_the_drilled_steps_are_wrong_and_their_marks_true():
     rng = random.Random(3)
     marks = Counter()
     for _ in range(300):
-        for value, operand, result, mark in hw.re.findall(r"(\d\d)([+-]\d\d)=(\d\d)<(right|wrong)>", drill(rng, 4)):
+        for value, operand, result, mark in re.findall(r"(\d\d)([+-]\d\d)=(\d\d)<(right|wrong)>", drill(rng, HOMEWORK, 4)):
             assert (mark == "right") == (int(result) == (int(value) + int(operand)) % 100)
             marks[mark] += 1
     assert abs(marks["right"] - marks["wrong"]) < 150
@@ -112,7 +146,7 @@ def test_half_of_the_drilled_steps_are_wrong_and_their_marks_true():
 def test_the_tokenizer_gives_every_text_back():
     tokenizer, rng = make_tokenizer(), random.Random(4)
     for _ in range(100):
-        text = document(rng, LATE)
+        text = document(rng, homework(LATE), LESSONS)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids) == text
     messages = [{"role": "user", "content": "27+15"}]
@@ -123,7 +157,7 @@ def test_the_tokenizer_gives_every_text_back():
 
 def test_loss_weights_are_high_on_marks_and_low_on_the_noise_of_drills():
     tokenizer = make_tokenizer()
-    ids, weight = next(batches(tokenizer, random.Random(5), CHECKS, rows=8))
+    ids, weight = next(batches(tokenizer, random.Random(5), homework(CHECKS), LESSONS, rows=8))
     for row, weights in zip(ids.tolist(), weight.tolist(), strict=True):
         tokens = tokenizer.convert_ids_to_tokens(row)
         for i, (token, value) in enumerate(zip(tokens, weights, strict=True)):

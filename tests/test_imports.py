@@ -83,11 +83,14 @@ def test_the_formula_is_written_down_below_only():
                     users.setdefault(name.name, set()).add(path.stem)
             assert not (isinstance(node, ast.Import) and any("swift_rm_kernels" in name.name for name in node.names)), path
     assert users == {
-        "gated_pool": {"head", "fit"},
+        "gated_pool": {"head"},
+        "gated_pool_heads": {"head"},
+        "head_scores": {"bank"},
+        "pool_heads": {"bank"},
         "gated_step": {"running_mean"},
         "new_running": {"running_mean"},
         "running_rewards": {"running_mean"},
-        "pool_prefixes_reference": {"fit"},
+        "pool_prefixes_reference": {"bank"},
         "States": {"head"},
     }
     gates = [path.stem for path in (ROOT / "swift_rm").rglob("*.py") if "torch.sigmoid(" in path.read_text()]

@@ -160,7 +160,7 @@ def test_the_final_table_says_what_was_spent_and_why_it_ended():
     assert lines[0] == "27+15"
     assert lines[2].split() == ["*", "1.50", "0.800", "4", "stop", "a"]
     assert lines[3].split() == ["2.50", "0.900", "-", "pruned", "b"]
-    assert lines[4] == "  3 tokens spent, about 1 saved of what 2 whole candidates cost; the best one is probable enough"
+    assert lines[4] == "  3 tokens spent, about 1 saved of what 2 whole candidates cost; one is probable enough"
 
 
 def test_on_a_terminal_the_table_lives_and_ctrl_c_prints_what_is_there():

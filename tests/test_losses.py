@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from swift_rm.losses import LOSSES, get_loss
+from swift_rm.losses import LOSSES, get_loss, question_weights
 
 R = torch.tensor([2.0, -1.0, 0.5, 3.0], dtype=torch.float64)
 Y = torch.tensor([1, 0, 0, 1])
@@ -54,3 +54,31 @@ def test_a_question_that_is_all_right_gives_a_finite_gradient(name):
 def test_an_unknown_loss_lists_the_names():
     with pytest.raises(ValueError, match=r"loss must be one of \['bce', .*\], got 'mse'"):
         get_loss("mse")
+
+
+def test_balanced_questions_weigh_the_same_and_in_each_both_sides_do():
+    labels = torch.tensor([1, 0, 0, 0, 1, 1, 1, 0, 1, 1])
+    question = torch.tensor([5, 5, 5, 5, 2, 2, 2, 2, 9, 9])
+    weight = question_weights(labels, question)
+    assert torch.allclose(weight, torch.tensor([3, 1, 1, 1, 1, 1, 1, 3, 0, 0]) / 6)
+    rewards = torch.linspace(-1, 1, 10)
+    by_question = []
+    for q in (5, 2):
+        margins = (rewards[(question == q) & (labels == 1)][:, None] - rewards[(question == q) & (labels == 0)]).flatten()
+        by_question.append(torch.nn.functional.softplus(-margins).mean())
+    assert torch.allclose(LOSSES["dpo"](rewards, labels, question, weight), torch.stack(by_question).mean())
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_question_of_weight_0_is_as_if_it_were_not_there_and_equal_weights_change_nothing(name):
+    generator = torch.Generator().manual_seed(0)
+    rewards, labels = torch.randn(12, generator=generator), torch.tensor([0, 1, 1, 0] * 3)
+    question = torch.arange(3).repeat_interleave(4)
+    kept = question != 1
+    alone = LOSSES[name](rewards[kept], labels[kept], question[kept])
+    assert torch.allclose(LOSSES[name](rewards, labels, question, kept.float()), alone)
+    assert torch.allclose(
+        LOSSES[name](rewards, labels, question, torch.full((12,), 0.3)), LOSSES[name](rewards, labels, question)
+    )
+    nothing = LOSSES[name](rewards.requires_grad_(), labels, question, torch.zeros(12))
+    assert nothing.item() == 0 and torch.isfinite(torch.autograd.grad(nothing, rewards)[0]).all()

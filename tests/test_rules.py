@@ -5,7 +5,7 @@ import pytest
 
 from swift_rm.rollouts import Rollout
 from swift_rm.rules import rule_curves, scores_by_name
-from swift_rm.selection import borda_vote, reward_vote, weighted_vote
+from swift_rm.selection import borda_vote, reward_vote, shrunk_vote, weighted_vote
 
 NAN = math.nan
 
@@ -31,6 +31,7 @@ def test_a_vote_at_n_is_the_selection_rule_where_nothing_ties():
     curves = rule_curves(answers, labels, scores)
     for rule, vote, score in [
         ("swift_vote", reward_vote, rewards),
+        ("swift_shrunk", shrunk_vote, rewards),
         ("swift_borda", borda_vote, rewards),
         ("self_certainty_borda", borda_vote, certainty),
         ("deepconf_vote", weighted_vote, confidence),
@@ -60,7 +61,7 @@ def test_a_question_without_rewards_or_answers_counts_zero():
     scores = {"swift": np.array([[NAN, NAN], [1.0, 0.0]])}
     curves = rule_curves([["a", "a"], [None, None]], np.ones((2, 2)), scores)
     assert curves["swift_best"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
-    assert curves["swift_vote"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert curves["swift_vote"].tolist() == curves["swift_shrunk"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert curves["majority"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 

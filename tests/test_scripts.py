@@ -56,11 +56,24 @@ def test_the_cpu_benchmark_prints_its_figures():
         assert figures[dtype]["torch"]["forward_gb_per_s"] > 0
 
 
+def test_the_training_benchmark_prints_its_figures():
+    figures = json.loads(run(ROOT / "benchmarks/training.py", "--quick", "--json"))
+    assert min(figures["online_overhead"], figures["bank16_overhead"]) > -1
+    for one in figures["published"].values():
+        assert one["ratio"] > 0 and 0 <= one["published_auroc"] <= 1 and 0.3 < one["auroc"] <= 1
+    assert figures["published_vs_online"] == min(one["ratio"] for one in figures["published"].values())
+    assert figures["store_read_share"] > 0 and figures["store"]["peak_bytes"] < figures["store"]["bytes"]
+    assert abs(figures["int8_auroc_loss"]) < 0.1 and figures["int8"]["bytes_share"] < 0.27
+
+
 def test_the_models_can_be_made_from_nothing(tmp_path):
     trainer, out = ROOT / "examples/train_tiny_reasoner.py", tmp_path / "lm"
     log = run(trainer, "--scale", 0.25, "--layers", 2, "--width", 32, "--last", "sums", "--out", out)
     assert "sums 100" in log
     run(trainer, "--init", out, "--first", "early", "--scale", 0.004, "--out", out)
+    larger = tmp_path / "larger"
+    run(trainer, "--init", out, "--grow", 1, "--worlds", "homework", "rewriting", "--scale", 0.002, "--out", larger)
+    assert json.loads((larger / "config.json").read_text())["num_hidden_layers"] == 3
     reward = ["--model", "tiny-reasoner", "--questions", 40, "-n", 4, "--test-questions", 10]
     table = run(ROOT / "examples/train_tiny_reward.py", *reward, "--out", tmp_path / "rm")
     assert "swift_vote" in table

@@ -39,7 +39,7 @@ def test_sample_train_evaluate_on_another_architecture(capsys, tmp_path):
         sampled = run(capsys, "sample", *model, "--task", f"homework:{split}", "--questions", questions, "-n", n, *out)
         assert sampled["right"] > 20, "the second model should get some answers right"
         assert sampled["not_right"] > 20
-    trained = run(capsys, "train", *model, "--rollouts", tmp_path / "reward.jsonl", "--out", tmp_path / "rm")
+    trained = run(capsys, "train", *model, "--rollouts", tmp_path / "reward.jsonl", "--out", tmp_path / "rm", "--layers", "all")
     config = SwiftRewardModel.from_pretrained(tmp_path / "rm").config
     assert (config.base_model, config.base_layers, config.hidden_size) == ("second_model", 3, 64)
     assert trained["parameters"] == 2 * 4 * 64 + 2

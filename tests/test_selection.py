@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from swift_rm.selection import (
@@ -14,6 +15,8 @@ from swift_rm.selection import (
     reward_vote,
     reward_weights,
     select,
+    shrunk_means,
+    shrunk_vote,
     weighted_vote,
 )
 
@@ -84,6 +87,40 @@ def test_reward_vote_survives_extreme_rewards():
     assert reward_vote([NAN, NAN], ["a", "b"]) is None
 
 
+def test_the_mean_is_shrunk_by_support():
+    totals, counts = np.array([[1.8, 0.4], [0.0, 3.0]]), np.array([[3.0, 1.0], [0.0, 9.0]])
+    expected = [[1.8 / (3 + 4), 0.4 / (1 + 4)], [0.0, 3.0 / (9 + 6)]]
+    np.testing.assert_allclose(shrunk_means(totals, counts), expected)
+
+
+def test_shrunk_vote_resists_the_outlier_and_the_popular_mistake():
+    outlier = [6.0] + [2.0] * 4 + [-3.0] * 11
+    answers = ["x"] + ["a"] * 4 + ["b"] * 11
+    assert best(outlier) == 0
+    # 2 sqrt(16) = 8: "x" 0.998 / 9, "a" 4 x 0.881 / 12, "b" 11 x 0.047 / 19
+    assert shrunk_vote(outlier, answers) == "a"
+    popular, answers = [1.5] * 4 + [-0.5] * 12, ["a"] * 4 + ["b"] * 12
+    assert reward_vote(popular, answers) == "b"  # 4 x 0.818 against 12 x 0.378
+    assert shrunk_vote(popular, answers) == "a"  # 3.27 / 12 against 4.53 / 20
+
+
+def test_shrunk_vote_is_best_where_all_answers_differ():
+    rng = np.random.default_rng(0)
+    for rewards in rng.normal(0, 3, (20, 6)):
+        answers = [*map(str, range(6))]
+        assert shrunk_vote(rewards, answers) == answers[best(rewards)]
+        assert select("shrunk", rewards, [None] * 6) == Selection(best(rewards), None)
+
+
+def test_shrunk_vote_counts_only_those_that_vote():
+    # 2 voters: 0.731 / (1 + 2.83) against 0.5 / (1 + 2.83); neither NaN nor a missing answer shrinks or dilutes
+    assert shrunk_vote([1.0, 0.0, NAN, 9.0], ["a", "b", "a", None]) == "a"
+    assert shrunk_vote([NAN, 1.0], ["a", None]) is None
+    assert shrunk_vote([0.0, 1.0, 1.0, 0.0], ["b", "a", "b", "a"]) == "b"  # a tie goes to the first
+    assert shrunk_vote([-2001.0, -2000.0], ["a", "b"]) == "b"
+    assert shrunk_vote([-math.inf, -5.0], ["a", "b"]) == "b"
+
+
 def test_borda_votes_are_powers_of_the_rank_from_below():
     assert borda_votes([0.2, 0.9, 0.5], p=0.5).tolist() == pytest.approx([1.0, 3**0.5, 2**0.5])
     assert borda_votes([0.5, 0.9, 0.5, 0.1], p=2).tolist() == pytest.approx([6.5, 16.0, 6.5, 1.0])  # (4 + 9) / 2
@@ -149,6 +186,7 @@ ANSWERS = ["a", "b", "b", "b", None]
         ("best", 0),
         ("majority", 3),
         ("vote", 3),  # 0.88 for a, 0.27 + 0.5 + 0.62 for b
+        ("shrunk", 3),  # 0.88 / (1 + 4) = 0.176, 1.39 / (3 + 4) = 0.199; the one without an answer is no voter
         ("borda", 3),
         ("rank", 3),  # ranks (1, 5), (5, 4), (3, 3), (2, 2), (4, 1)
         ("scale", 3),  # (1 + 0) / 2, (0 + 0.25) / 2, (1/3 + 0.5) / 2, (0.5 + 0.75) / 2, (1/6 + 1) / 2
@@ -164,13 +202,15 @@ def test_select_knows_every_rule_it_lists():
 
 def test_select_takes_the_best_scored_elector():
     assert select("majority", [NAN, -3.0, -2.0, 9.0], ["b", "b", "b", "a"]) == Selection(2, "b")
-    assert select("vote", [1.0, NAN, 0.9, 0.9], ["a", "b", "b", "b"]) == Selection(2, "b")
+    for rule in ("vote", "shrunk"):
+        assert select(rule, [1.0, NAN, 0.9, 0.9], ["a", "b", "b", "b"]) == Selection(2, "b")
 
 
 def test_select_falls_back_to_best_where_nobody_votes():
-    for rule in ("majority", "vote", "borda"):
+    for rule in ("majority", "vote", "shrunk", "borda"):
         assert select(rule, [0.1, 0.7], [None, None]) == Selection(1, None)
-    assert select("vote", [NAN, 0.7], ["a", None]) == Selection(1, None)
+    for rule in ("vote", "shrunk"):
+        assert select(rule, [NAN, 0.7], ["a", None]) == Selection(1, None)
 
 
 def test_majority_needs_no_rewards():
@@ -184,7 +224,9 @@ def test_majority_needs_no_rewards():
 
 
 def test_select_refuses_bad_input():
-    with pytest.raises(ValueError, match="unknown selection rule 'bset'; the rules are best, majority, vote, borda, rank"):
+    with pytest.raises(
+        ValueError, match="unknown selection rule 'bset'; the rules are shrunk, best, majority, vote, borda, rank"
+    ):
         select("bset", [1.0], ["a"])
     with pytest.raises(ValueError, match="2 rewards but 1 answers"):
         select("best", [1.0, 2.0], ["a"])

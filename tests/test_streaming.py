@@ -138,8 +138,8 @@ def test_regions_after_a_marker_of_several_tokens(llama, tokenizer, position):
         )  # fmt: skip
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
     assert [row[: len(script)] for row, script in zip(out[:, 5:].tolist(), scripts, strict=True)] == scripts
-    encoded = encode(llama, tokenizer, prompts, scripts, MARKER)
-    assert stream.flags == [find_region(script, MARKER, tokenizer).flag for script in scripts]
+    encoded = encode(llama, tokenizer, prompts, scripts, rm.config.region)
+    assert stream.flags == [find_region(script, rm.config.region, tokenizer).flag for script in scripts]
     assert stream.flags == [None, "marker_missing", "region_empty", None]
     assert stream.rewards.tolist() == pytest.approx(score_encoded(llama, rm, encoded), abs=1e-4)
 
@@ -198,7 +198,7 @@ def test_token_scores_are_those_of_the_states(llama, tokenizer, position, gate):
         llama.generate(**inputs, max_new_tokens=5, do_sample=False, logits_processor=[Script(5, *scripts)])
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
     for prompt, script, scores in zip(prompts, scripts, stream.token_scores, strict=True):
-        (packed,) = packed_states(llama, rm.config.layers, position, encode(llama, None, [prompt], [script], None))
+        (packed,) = packed_states(llama, rm.config.layers, position, encode(llama, None, [prompt], [script], "response"))
         expected = rm.token_scores(packed.layers)
         assert scores.gate.tolist() == pytest.approx(expected.gate.tolist(), abs=1e-5)
         assert scores.reward.tolist() == pytest.approx(expected.reward.tolist(), abs=1e-4)

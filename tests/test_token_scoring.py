@@ -48,7 +48,7 @@ def test_each_token_has_the_numbers_of_its_own_state_and_they_add_up_to_the_scor
         assert one.reward == pytest.approx(token_rewards, abs=1e-4)
         weighted = sum(g * r for g, r in zip(one.gate, one.reward, strict=True)) / sum(one.gate)
         assert one.response_reward == pytest.approx(weighted, abs=1e-5)
-        assert (one.start, one.flag) == (0, None)
+        assert (one.read, one.flag) == (range(len(response)), None)
 
 
 def test_only_the_region_has_numbers(llama, tokenizer):
@@ -57,13 +57,13 @@ def test_only_the_region_has_numbers(llama, tokenizer):
     thought, answer = (tokenizer(text)["input_ids"] for text in ("<think>27+15=42, </think>", "<answer>42</answer>"))
     both, unmarked, empty = score_tokens(llama, tokenizer, rm, [prompt] * 3, [thought + answer, answer, thought])
     alone = score_tokens(llama, tokenizer, reward_model(), [prompt + thought], [answer])[0]
-    assert (both.start, both.flag, both.token_ids) == (len(thought), None, thought + answer)
+    assert (both.read, both.flag, both.token_ids) == (range(len(thought), len(thought + answer)), None, thought + answer)
     assert both.gate == pytest.approx(alone.gate, abs=1e-6)
     assert both.reward == pytest.approx(alone.reward, abs=1e-5)
     expected = score(llama, tokenizer, rm, [prompt], [thought + answer])[0]
     assert both.response_reward == pytest.approx(expected, abs=1e-5)  # another batch, another rounding
-    assert (unmarked.start, unmarked.flag, len(unmarked.gate)) == (0, "marker_missing", len(answer))
-    assert (empty.start, empty.flag, len(empty.gate)) == (0, "region_empty", len(thought))
+    assert (unmarked.read, unmarked.flag, len(unmarked.gate)) == (range(len(answer)), "marker_missing", len(answer))
+    assert (empty.read, empty.flag, len(empty.gate)) == (range(len(thought)), "region_empty", len(thought))
 
 
 def test_text_is_read_as_score_reads_it(llama, tokenizer):
@@ -92,8 +92,7 @@ def test_another_base_model_is_refused(llama):
 OVERLAP = "\u0124\u00ac\u00e2"  # bytes 82 AC E2: the end of one euro sign and the start of the next
 
 
-@pytest.fixture(scope="module")
-def bytewise():
+def make_bytewise():
     """A byte-level tokenizer without merges: each token is one byte, but for one that nothing is encoded to."""
     alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), OVERLAP]
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
@@ -102,14 +101,23 @@ def bytewise():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-@pytest.fixture(scope="module")
-def sentencepiece():
+def make_sentencepiece():
     """Words with a leading space that the decoder drops in front, and single bytes for everything else, as in Llama 2."""
     pieces = ["\u2581Hello", "\u2581world", "!", "\u2581", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def bytewise():
+    return make_bytewise()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    return make_sentencepiece()
 
 
 def test_characters_split_over_tokens_appear_with_their_last_byte(bytewise):

@@ -39,7 +39,7 @@ def columns(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pool_reference(
-    z: Tensor,  # [T]
+    z: Tensor,  # [T], or [T, H] of H heads, as everything below
     r: Tensor,  # [T]
     offsets: Tensor,  # [B + 1]
     mask: Tensor | None = None,  # [T], True = read this token
@@ -63,10 +63,11 @@ def _gates(z: Tensor, r: Tensor, offsets: Tensor, mask: Tensor | None) -> tuple[
         r = r.masked_fill(~mask, 0)
     size = offsets.numel() - 1
     row = torch.repeat_interleave(torch.arange(size, device=z.device), offsets.diff().to(z.device), output_size=len(z))
-    top = log_gate.detach().new_full((size,), -torch.inf).scatter_reduce(0, row, log_gate.detach(), "amax")
+    places = row if z.dim() == 1 else row[:, None].expand_as(z)
+    top = log_gate.detach().new_full((size, *z.shape[1:]), -torch.inf).scatter_reduce(0, places, log_gate.detach(), "amax")
     top = torch.where(torch.isneginf(top), torch.zeros_like(top), top)
     gate = torch.exp(log_gate - top[row])
-    return gate, r, gate.new_zeros(size).index_add(0, row, gate), row
+    return gate, r, gate.new_zeros(size, *z.shape[1:]).index_add(0, row, gate), row
 
 
 def _nonzero(mass: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""Graded responses of the two worlds and their hidden states, for the benchmarks of heads and of labels.
+
+Sampling goes to a folder, so that a run that was stopped goes on where it was, and two benchmarks share what they sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from swift_rm import SwiftConfig, sample
+from swift_rm.embedded import TINY, TINY_2, load_language_model
+from swift_rm.features import Features, extract_features
+from swift_rm.identity import describe_base
+from swift_rm.rollouts import Rollout, group_by_question
+from swift_rm.tasks.named import open_world
+from swift_rm.views import View, view_of
+
+MODELS = (TINY, TINY_2)  # quick runs take the first alone
+TWO_WORLDS = TINY_2  # the model that knows both worlds
+CANDIDATES = 16  # responses to a test question
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which responses are sampled: ``n`` to each of so many questions."""
+
+    model: str
+    world: str
+    difficulty: str
+    split: str
+    questions: int
+    n: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Return the name of the file that holds them."""
+        parts = (self.model, self.world, self.difficulty, self.split, f"{self.questions}x{self.n}", str(self.seed))
+        return "_".join(parts) + ".jsonl"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Graded responses, ``n`` to each question, question after question; their states, and what a head of these reads."""
+
+    rollouts: list[Rollout]
+    features: Features
+    config: SwiftConfig
+
+    @property
+    def groups(self) -> list[list[Rollout]]:
+        """Return the responses question by question."""
+        return list(group_by_question(self.rollouts).values())
+
+    @property
+    def labels(self) -> npt.NDArray[np.float64]:
+        """Return the labels ``[Q, N]``."""
+        return np.array([[rollout.label for rollout in group] for group in self.groups], dtype=np.float64)
+
+
+def arguments(description: str | None, names: Sequence[str] = ()) -> argparse.Namespace:
+    """Read ``--quick``, ``--json``, ``--out``, ``--cache`` and, of these ``names``, ``--only``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes and one model, under a minute on two cores")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/NAME.json, none with --quick)")
+    parser.add_argument("--cache", type=Path, help="folder that keeps what is sampled, for the next run or the other benchmark")
+    if names:
+        said = "only these heads and rivals, compared with the first, which is a head"
+        parser.add_argument("--only", nargs="+", choices=names, default=list(names), metavar="NAME", help=said)
+    return parser.parse_args()
+
+
+def open_cache(folder: Path | None) -> AbstractContextManager[str | Path]:
+    """Return the folder for what is sampled: the given one, or one that is deleted at the end."""
+    if folder is None:
+        return tempfile.TemporaryDirectory()
+    folder.mkdir(parents=True, exist_ok=True)
+    return nullcontext(folder)
+
+
+@cache
+def language_model(name: str) -> tuple[Any, Any]:
+    """Load a language model once."""
+    return load_language_model(name, progress=False)
+
+
+def sampled(asked: Asked, folder: str | Path, views: Sequence[View] = ()) -> Sampled:
+    """Sample and grade what ``folder`` does not hold yet, and read the states of all layers, by default at each token."""
+    model, tokenizer = language_model(asked.model)
+    task = open_world(asked.world, asked.split, asked.difficulty)
+    rollouts = sample(
+        model, tokenizer, task.questions(asked.questions, asked.seed), asked.n, Path(folder) / asked.file,
+        grade=task.grade, grade_timeout=None, batch_size=64, seed=asked.seed,
+    )  # fmt: skip
+    shape = model.config
+    config = SwiftConfig(shape.hidden_size, tuple(range(shape.num_hidden_layers + 1)), position="token")
+    config = describe_base(config, model, tokenizer)
+    views = tuple(views) or (view_of(config),)
+    return Sampled(rollouts, extract_features(model, tokenizer, rollouts, config, views=views, batch_size=256), config)
+
+
+def draw_questions(features: Features, questions: int, seed: int) -> Features:
+    """Return the responses to some of the questions; those of the same seed are among those of a greater number."""
+    order = torch.randperm(features.questions, generator=torch.Generator().manual_seed(seed))
+    return features.only(torch.isin(features.question, order[:questions]).nonzero().flatten())

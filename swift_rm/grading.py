@@ -1,0 +1,105 @@
+"""A guard around a grader: where it fails or hangs on one answer, that answer stays ungraded and the run goes on."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from swift_rm.tasks.task import Grade, Question
+from swift_rm.time_limit import call_within
+
+Grader = Callable[[Question, str], Grade]
+
+DEFAULT_TIMEOUT_S = 60.0
+MOST_HANGS = 3  # in a row: after that, the rest of the batch is not tried
+LONGEST_REASON = 160
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One answer's grade, or None and, where the grader failed, why: one short sentence."""
+
+    grade: Grade | None
+    error: str | None = None
+
+
+class GuardedGrader:
+    """Grade answers batch by batch, each within ``timeout_s`` seconds (None: no limit); a context manager.
+
+    An answer on which the grader raises, hangs or returns no Grade is left ungraded with the reason; how many there were is
+    said once, as a warning, when the block is left. Where it hangs on three answers in a row the rest of the batch is not
+    tried, so that a grader that is down costs three time limits a batch and not one an answer; the next batch tries again.
+    Ctrl-C and SystemExit go through. The limit is :func:`call_within`'s. Raises ValueError for a limit that is no positive
+    number.
+    """
+
+    def __init__(self, grade: Grader, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
+        if timeout_s is not None and not (0 < timeout_s < math.inf):
+            raise ValueError(f"grade_timeout must be a positive number of seconds or None, got {timeout_s}")
+        self._grade, self._timeout_s = grade, timeout_s
+        self.graded = 0
+        self.failed = 0
+        self._first = ""
+
+    def __enter__(self) -> GuardedGrader:
+        """Begin to count."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Say how many answers stayed ungraded, if any did."""
+        if self.failed:
+            warnings.warn(
+                f"{self.failed} of {self.graded + self.failed} answers could not be graded and have no label; the first is of "
+                f"{self._first}",
+                stacklevel=2,
+            )
+
+    def grade(self, answers: Sequence[tuple[Question, str]]) -> list[Graded]:
+        """Grade the answers of one batch, in order."""
+        found: list[Graded] = []
+        hangs = 0
+        for question, response in answers:
+            if hangs < MOST_HANGS:
+                one, hung = self._one(question, response)
+                hangs = hangs + 1 if hung else 0
+            else:
+                one = Graded(None, f"not tried: the grader had hung on {MOST_HANGS} answers in a row")
+            self.graded += one.error is None
+            self.failed += one.error is not None
+            if one.error is not None and not self._first:
+                self._first = f"question {question.question_id!r}: {one.error}"
+            found.append(one)
+        return found
+
+    def _one(self, question: Question, response: str) -> tuple[Graded, bool]:
+        """Grade one answer, and tell whether the grader hung on it."""
+        outcome = call_within(self._timeout_s, lambda: _plain(self._grade(question, response)))
+        if outcome is None:
+            return Graded(None, f"the grader took longer than {self._timeout_s:g} s"), True
+        if outcome.error is None:
+            error = _fault(outcome.value)
+            return Graded(None if error else outcome.value, error), False
+        if not isinstance(outcome.error, Exception):
+            raise outcome.error
+        text = " ".join(f"the grader raised {type(outcome.error).__name__}: {outcome.error}".split())
+        return Graded(None, text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."), False
+
+
+def _plain(grade: Grade | None) -> Grade | None:
+    """Return a grade with its label as an int where it is 0 or 1 of another kind, which JSON may not know (NumPy's, say)."""
+    if not isinstance(grade, Grade) or type(grade.label) is int or grade.label not in (0, 1):
+        return grade
+    return replace(grade, label=int(grade.label))
+
+
+def _fault(grade: Grade | None) -> str | None:
+    """Say what is wrong with what a grader returned, if it cannot be recorded; None stands for no grade."""
+    if grade is None:
+        return None
+    if not isinstance(grade, Grade):
+        return f"the grader returned a {type(grade).__name__}, not a Grade"
+    if not isinstance(grade.answer, str | None):
+        return f"the grader returned the answer of a Grade as a {type(grade.answer).__name__}, not as text"
+    return None if grade.label in (0, 1) else f"the grader returned the label {grade.label!r:.40}, not 1 or 0"

@@ -1,0 +1,201 @@
+"""What `swift-rm train` does: heads from rollouts, preference pairs, a feature store, or while sampling."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from swift_rm.commands import Result, listing, load, open_task_of, parse_layers, read_rollout_files, sampling_of, watched
+from swift_rm.config import SwiftConfig
+from swift_rm.fit_settings import FitSettings
+from swift_rm.judging import Judged, best_of
+from swift_rm.plans import HeadPlan, plan_grid
+from swift_rm.reward_model import check_folder
+
+if TYPE_CHECKING:
+    from swift_rm.feature_key import FeatureKey
+    from swift_rm.rollouts import Rollout
+    from swift_rm.views import View
+
+Trained = tuple[Sequence[Judged], Mapping[str, Any]]
+SOURCES = ("rollouts", "pairs", "features", "online")
+LAST_LAYERS = (-2, -1)
+READ, SAMPLED = ("rollouts", "pairs"), ("online",)
+ONLY_WITH = {  # options that other sources would ignore
+    "batch_size": READ, "max_gib": READ, "skip_bad_lines": READ, "epochs": ("rollouts", "pairs", "features"),
+    "chat_template_kwargs": ("pairs", "online"),
+    **dict.fromkeys(
+        ("task", "questions", "grading", "grade_timeout", "n", "save_rollouts", "questions_per_batch", "replay", "replay_gib",
+         "temperature", "top_p", "top_k", "max_new_tokens"), SAMPLED,
+    ),
+}  # fmt: skip
+
+
+def train(args: Namespace) -> Result:
+    """Train a bank of heads (often of one), save the best and report them all."""
+    check_folder(args.out)
+    given = [name for name in SOURCES if getattr(args, name)]
+    if len(given) != 1:
+        raise ValueError(f"train needs one of --rollouts, --pairs, --features and --online, got {len(given)}")
+    _refuse_ignored(args, given[0])
+    if args.model is None and not args.features:
+        raise ValueError(f"--{given[0]} needs the language model: --model")
+    ways: dict[str, Callable[[Namespace], Trained]] = {
+        "rollouts": _from_rollouts, "pairs": _from_pairs, "features": _from_features, "online": _from_sampling,
+    }  # fmt: skip
+    judged, facts = ways[given[0]](args)
+    best = best_of(judged)
+    best.rm.save_pretrained(args.out)
+    data = {
+        "out": args.out, "parameters": sum(p.numel() for p in best.rm.parameters()), **best.rm.config.training, **facts,
+    }  # fmt: skip
+    if len(judged) == 1:
+        return Result(listing(data), data)
+    data = {**data, "head": best.plan.name, "heads": [one.row for one in judged]}
+    return Result(f"{listing({key: value for key, value in data.items() if key != 'heads'})}\n\n{heads_table(judged)}", data)
+
+
+def _refuse_ignored(args: Namespace, source: str) -> None:
+    """Raise ValueError for an option that was given and that this source of states has no use for."""
+    for name, sources in ONLY_WITH.items():
+        if source not in sources and getattr(args, name) != args.usual[name]:
+            ways = " or ".join(f"--{one}" for one in sources)
+            raise ValueError(f"--{name.replace('_', '-')} goes with {ways}, not with --{source}")
+
+
+def heads_table(judged: Sequence[Judged]) -> str:
+    """Return the heads by their held-out AUROC, the best first, a line each."""
+    width = max(len(one.plan.name) for one in judged)
+    ranked = sorted(judged, key=lambda one: -one.auroc.value)
+    lines = [
+        f"{one.plan.name:{width}}  {one.auroc.value:.3f} [{one.auroc.low:.3f}, {one.auroc.high:.3f}]  {one.row['parameters']:,}"
+        for one in ranked
+    ]
+    title = f"{'head':{width}}  AUROC within questions  parameters"
+    return "\n".join([title, "-" * len(title), *lines])
+
+
+def plans_of(args: Namespace, config: SwiftConfig, every: tuple[int, ...]) -> list[HeadPlan]:
+    """Return the heads that the options and ``--bank`` ask for; ``every`` are the layers that there are to read."""
+    settings = FitSettings(
+        args.loss or ("dpo" if args.pairs else "bce"), lr=args.lr, epochs=args.epochs, validation=args.validation, seed=args.seed,
+        calibration=args.calibration, prefixes=args.prefixes, standardise=args.standardise, balance=args.balance,
+        centre=args.centre, ensemble=args.ensemble, pessimism=args.pessimism,
+    )  # fmt: skip
+    try:
+        choices = json.loads(args.bank) if args.bank else {}
+    except ValueError as error:
+        raise ValueError(f"--bank must be a JSON object of lists, got {args.bank!r}: {error}") from error
+    if not isinstance(choices, dict):
+        raise ValueError(f"--bank must be a JSON object of lists, got {args.bank!r}")
+    if isinstance(choices.get("layers"), list):
+        choices["layers"] = [_layers(one, every) for one in choices["layers"]]
+    return plan_grid(config, settings, **choices)
+
+
+def _layers(value: Any, known: tuple[int, ...]) -> Any:
+    if value == "all":
+        return known
+    return parse_layers(value, None) if isinstance(value, str) else value
+
+
+def _plans_for(args: Namespace, model: Any) -> list[HeadPlan]:
+    """Return the heads for a language model."""
+    from swift_rm.model_shape import model_shape
+
+    shape = model_shape(model)
+    layers = LAST_LAYERS if args.layers is None else parse_layers(args.layers, shape.layers)
+    config = SwiftConfig(
+        shape.hidden_size, layers, position=args.position or "generating", region=args.region, gate=not args.no_gate
+    )
+    return plans_of(args, config, tuple(range(shape.layers + 1)))
+
+
+def _from_rollouts(args: Namespace) -> Trained:
+    rollouts = read_rollout_files(args)
+    return _fit(args, *load(args), rollouts)
+
+
+def _from_pairs(args: Namespace) -> Trained:
+    from collections import Counter
+
+    from swift_rm.pairs import pairs_to_rollouts, read_pairs
+
+    skipped: Counter[str] = Counter()
+    pairs = [pair for path in args.pairs for pair in read_pairs(path, skip_bad_lines=args.skip_bad_lines, skipped=skipped)]
+    model, tokenizer = load(args)
+    rollouts = pairs_to_rollouts(
+        tokenizer, pairs, args.chat_template_kwargs, model=model, skip_bad_lines=args.skip_bad_lines, skipped=skipped
+    )
+    judged, facts = _fit(args, model, tokenizer, rollouts)
+    return judged, {"pairs": len(pairs), **facts, **{f"skipped_{what}": count for what, count in skipped.items()}}
+
+
+def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> Trained:
+    from swift_rm.fit import fit_rollouts
+
+    graded = [rollout for rollout in rollouts if rollout.label is not None]
+    ungraded = len(rollouts) - len(graded)
+    return fit_rollouts(
+        model, tokenizer, graded, _plans_for(args, model), forward_batch_size=args.batch_size,
+        max_bytes=int(args.max_gib * 2**30) if args.max_gib else None, progress=watched(),
+    ), ({"ungraded_responses": ungraded} if ungraded else {})  # fmt: skip
+
+
+def _from_features(args: Namespace) -> Trained:
+    from swift_rm.feature_store import FeatureStore
+    from swift_rm.fit import bank_views, fit_bank
+
+    key = FeatureStore(args.features, verify=False).key
+    config = key.config(args.position, args.region, gate=not args.no_gate)
+    if args.layers not in (None, "all"):
+        config = replace(config, layers=parse_layers(args.layers, None))
+    plans = [replace(plan, config=plan.config.for_base(key.base_layers)) for plan in plans_of(args, config, key.layers)]
+    views = bank_views(plans)
+    store = FeatureStore(args.features, views, _tokenizer(args, key, views))
+    facts = {"shards": len(store), **({"ungraded_responses": store.ungraded} if store.ungraded else {})}
+    return fit_bank(store, plans, key.layers, views, progress=watched()), facts
+
+
+def _tokenizer(args: Namespace, key: FeatureKey, views: Sequence[View]) -> Any:
+    """Return the tokenizer of ``--model``, which finds the markers of regions, if it is the one that sampled the features."""
+    if args.model is None:
+        marked = [region for _, region in views if region != "response"]
+        if marked:
+            raise ValueError(f"the region {marked[0]!r} needs the tokenizer: give --model, of which nothing else is loaded")
+        return None
+    from transformers import AutoTokenizer
+
+    from swift_rm.embedded import resolve
+    from swift_rm.identity import fingerprint
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(args.model), revision=args.revision)
+    if fingerprint(tokenizer) != key.fingerprint:
+        raise ValueError(
+            f"{args.features} was sampled by {key.base_model}, whose vocabulary and chat template have fingerprint "
+            f"{key.fingerprint}, but those of {args.model} have {fingerprint(tokenizer)}"
+        )
+    return tokenizer
+
+
+def _from_sampling(args: Namespace) -> Trained:
+    from swift_rm.online import fit_online
+
+    if args.task is None:
+        raise ValueError("--online needs the questions: --task")
+    model, tokenizer = load(args)
+    questions, grade, close = open_task_of(args, tokenizer)
+    try:
+        done = fit_online(
+            model, tokenizer, questions, _plans_for(args, model), args.n, grade=grade, out=args.save_rollouts,
+            replay=args.replay, replay_bytes=int(args.replay_gib * 2**30), batch_size=args.questions_per_batch, seed=args.seed,
+            grade_timeout=args.grade_timeout, max_new_tokens=args.max_new_tokens, progress=watched(),
+            chat_template_kwargs=args.chat_template_kwargs,
+            **sampling_of(args),
+        )  # fmt: skip
+    finally:
+        close()
+    return done.judged, done.facts
