@@ -24,11 +24,16 @@ RESULTS = Path(__file__).parent / "results"
 
 def arguments(description: str | None) -> argparse.Namespace:
     """Read ``--quick``, ``--json`` and ``--out``."""
-    parser = argparse.ArgumentParser(description=description)
+    return parser_of(description).parse_args()
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of what every benchmark reads; some have more."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute on two cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/NAME.json, none with --quick)")
-    return parser.parse_args()
+    return parser
 
 
 def paired_ratio(one: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, float]:

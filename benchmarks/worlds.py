@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from record import parser_of
 
 from swift_rm import SwiftConfig, sample
 from swift_rm.embedded import TINY, TINY_2, load_language_model
@@ -71,10 +72,7 @@ class Sampled:
 
 def arguments(description: str | None, names: Sequence[str] = ()) -> argparse.Namespace:
     """Read ``--quick``, ``--json``, ``--out``, ``--cache`` and, of these ``names``, ``--only``."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes and one model, under a minute on two cores")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/NAME.json, none with --quick)")
+    parser = parser_of(description)
     parser.add_argument("--cache", type=Path, help="folder that keeps what is sampled, for the next run or the other benchmark")
     if names:
         said = "only these heads and rivals, compared with the first, which is a head"

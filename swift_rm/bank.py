@@ -14,7 +14,7 @@ from torch import Tensor
 from swift_rm.config import SwiftConfig
 from swift_rm.features import Batch
 from swift_rm.losses import get_loss, question_weights
-from swift_rm.plans import HeadPlan, check_plans
+from swift_rm.plans import HeadPlan
 from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.scaling import Scaling
 from swift_rm.views import View, view_of
@@ -79,7 +79,6 @@ class HeadBank:
         questions: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_plans(plans)
         self.plans, self.members = list(plans), list[Member]()
         for group, plan in enumerate(plans):
             columns = _columns(plan.config, layers)
@@ -115,13 +114,14 @@ class HeadBank:
         question, labels = batch.question.to(device), batch.labels.to(device)
         z, r = self._centred(z, r, mask, batch.offsets, question)
         rewards = pool_heads(z, r, batch.offsets, mask)
-        balanced = question_weights(labels, question)
+        balances = any(member.plan.settings.balance == "question" for member in self.active)
+        balanced = question_weights(labels, question) if balances else None
         found = []
         for i, member in enumerate(self.active):
             settings, loss = member.plan.settings, get_loss(member.plan.settings.loss)
             weight = balanced if settings.balance == "question" else None
             if bagged and member.bag is not None:
-                inside = member.bag[batch.question].to(balanced)
+                inside = member.bag[batch.question].to(rewards)
                 weight = inside if weight is None else weight * inside
             value = loss(rewards[:, i], labels, question, weight)
             if settings.prefixes:

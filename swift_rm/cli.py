@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from swift_rm._version import __version__
 
 MODEL_HELP = "folder or Hub id of the language model; 'tiny-reasoner' is the one that comes with the package"
-LAST_LAYERS = "-2,-1"  # at least as good as all of them in benchmarks/results/heads.json, and fewer
 TASK_HELP = "homework or rewriting (with :test, :test:hard), or a JSONL file with questions and answers"
 REGION_HELP = "'response', 'after:<marker>', e.g. after:</think>, or 'steps:<marker>': the tokens that complete a marker"
 BANK_HELP = 'train a grid of heads and keep the best, e.g. \'{"layers": ["all", "-1"], "loss": ["bce", "dpo"]}\''
@@ -39,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_task(sample, required=True)
     sample.add_argument("--out", required=True, help="rollout file (JSONL) to write or go on with")
     sample.add_argument("--features", help="folder of features to write or go on with: the states of what is sampled")
-    _add_layers(sample, LAST_LAYERS, "the last two")
+    _add_layers(sample, None, "the last two")
     _add_store(sample)
     _add_sampling(sample, batch_size=16)
 

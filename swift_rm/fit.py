@@ -17,7 +17,7 @@ from swift_rm.features import FeatureSource, extract_features
 from swift_rm.fit_settings import FitSettings
 from swift_rm.identity import check_sampled_by, describe_base
 from swift_rm.judging import Judged, held_out_auroc, judge, predict
-from swift_rm.plans import HeadPlan, bank_layers, check_plans
+from swift_rm.plans import HeadPlan, bank_layers, bank_views, check_plans
 from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.rollouts import Rollout
 from swift_rm.scaling import measure_scaling
@@ -133,11 +133,6 @@ def describe_plans(
 ) -> list[HeadPlan]:
     """Return the plans with the base model's identity in their configurations; raise ValueError if one names another."""
     return [replace(plan, config=describe_base(plan.config, model, tokenizer)) for plan in plans]
-
-
-def bank_views(plans: Sequence[HeadPlan]) -> list[View]:
-    """Return the positions and regions that the plans read between them, each once."""
-    return list(dict.fromkeys(view_of(plan.config) for plan in plans))
 
 
 def _keep_best(bank: HeadBank, source: FeatureSource, held_out: Tensor, epoch: int) -> float:

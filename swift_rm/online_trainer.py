@@ -13,9 +13,8 @@ from torch import Tensor
 
 from swift_rm.bank import HeadBank
 from swift_rm.features import Features
-from swift_rm.fit import bank_views
 from swift_rm.judging import Judged, judge
-from swift_rm.plans import HeadPlan, bank_layers, check_plans
+from swift_rm.plans import HeadPlan, bank_layers, bank_views, check_plans
 from swift_rm.recording import Recording
 from swift_rm.replay_buffer import ReplayBuffer
 from swift_rm.rollouts import Rollout
@@ -35,9 +34,8 @@ class OnlineTrainer:
     A batch gives a gradient step for every ``batch_size`` of its questions, and after each ``replay`` more on random
     questions of the last ``replay_bytes`` of states, which stay on their device. A share of the questions, drawn
     beforehand, is held out; their states, the first ``replay_bytes`` of them, wait in main memory and judge the heads at the
-    end: a warning says how many questions did not fit. Inputs are standardised by the
-    first batch. The learning rate falls to 0 over the second half of the questions. The plans' ``epochs`` and ``patience``
-    mean nothing here.
+    end: a warning says how many questions did not fit. Inputs are standardised by the first batch. The learning rate falls
+    to 0 over the second half of the questions. The plans' ``epochs`` and ``patience`` mean nothing here.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any
 
 from swift_rm.config import SwiftConfig
 from swift_rm.fit_settings import FitSettings
+from swift_rm.views import View, view_of
 
 READS = ("layers", "position", "region", "gate")  # of what a head reads, what may differ within a bank
 SHARED = ("epochs", "patience", "batch_size", "validation", "seed", "calibration")  # what heads of one bank have in common
@@ -67,6 +68,11 @@ def bank_layers(plans: Sequence[HeadPlan]) -> tuple[int, ...]:
     """Return the layers that the plans read between them, counted from 0: ascending where they differ."""
     sets = {plan.config.layers for plan in plans}
     return sets.pop() if len(sets) == 1 else tuple(sorted({layer for layers in sets for layer in layers}))
+
+
+def bank_views(plans: Sequence[HeadPlan]) -> list[View]:
+    """Return the positions and regions that the plans read between them, each once."""
+    return list(dict.fromkeys(view_of(plan.config) for plan in plans))
 
 
 def table_row(plan: HeadPlan) -> dict[str, Any]:

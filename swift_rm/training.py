@@ -8,11 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.commands import Result, listing, load, open_task_of, parse_layers, read_rollout_files, sampling_of, watched
+from swift_rm.commands import (
+    Result,
+    layers_of,
+    listing,
+    load,
+    open_task_of,
+    parse_layers,
+    read_rollout_files,
+    sampling_of,
+    watched,
+)
 from swift_rm.config import SwiftConfig
 from swift_rm.fit_settings import FitSettings
 from swift_rm.judging import Judged, best_of
-from swift_rm.plans import HeadPlan, plan_grid
+from swift_rm.plans import HeadPlan, bank_views, plan_grid
 from swift_rm.reward_model import check_folder
 
 if TYPE_CHECKING:
@@ -22,7 +32,6 @@ if TYPE_CHECKING:
 
 Trained = tuple[Sequence[Judged], Mapping[str, Any]]
 SOURCES = ("rollouts", "pairs", "features", "online")
-LAST_LAYERS = (-2, -1)
 READ, SAMPLED = ("rollouts", "pairs"), ("online",)
 ONLY_WITH = {  # options that other sources would ignore
     "batch_size": READ, "max_gib": READ, "skip_bad_lines": READ, "epochs": ("rollouts", "pairs", "features"),
@@ -50,7 +59,7 @@ def train(args: Namespace) -> Result:
     best = best_of(judged)
     best.rm.save_pretrained(args.out)
     data = {
-        "out": args.out, "parameters": sum(p.numel() for p in best.rm.parameters()), **best.rm.config.training, **facts,
+        "out": args.out, "parameters": best.row["parameters"], **best.rm.config.training, **facts,
     }  # fmt: skip
     if len(judged) == 1:
         return Result(listing(data), data)
@@ -107,10 +116,10 @@ def _plans_for(args: Namespace, model: Any) -> list[HeadPlan]:
     from swift_rm.model_shape import model_shape
 
     shape = model_shape(model)
-    layers = LAST_LAYERS if args.layers is None else parse_layers(args.layers, shape.layers)
     config = SwiftConfig(
-        shape.hidden_size, layers, position=args.position or "generating", region=args.region, gate=not args.no_gate
-    )
+        shape.hidden_size, layers_of(args, shape.layers), position=args.position or "generating", region=args.region,
+        gate=not args.no_gate,
+    )  # fmt: skip
     return plans_of(args, config, tuple(range(shape.layers + 1)))
 
 
@@ -147,7 +156,7 @@ def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout
 
 def _from_features(args: Namespace) -> Trained:
     from swift_rm.feature_store import FeatureStore
-    from swift_rm.fit import bank_views, fit_bank
+    from swift_rm.fit import fit_bank
 
     key = FeatureStore(args.features, verify=False).key
     config = key.config(args.position, args.region, gate=not args.no_gate)
