@@ -8,8 +8,9 @@ from typing import Any
 
 from head_variants import DEFAULT
 from question_figures import FIGURES, Floats
-from seed_intervals import SeedResamples, pooled
 from text_table import shown
+
+from swift_rm.seed_intervals import SeedResamples, pooled
 
 DECIDING = ("auroc", "best_of_16")  # what the verdict goes by; of the other figures the table tells
 Row = dict[str, Any]

@@ -21,12 +21,12 @@ from question_figures import TestQuestions, stacked
 from record import finish
 from rival_rows import compared, rival_rows
 from rivals import EncoderSettings
-from seed_intervals import SeedResamples
 from text_table import Table
 from worlds import CANDIDATES, MODELS, Asked, Sampled, arguments, draw_questions, open_cache, sampled
 
 from swift_rm.fit import fit_bank
 from swift_rm.fit_settings import FitSettings
+from swift_rm.seed_intervals import SeedResamples
 from swift_rm.splitting import split_questions
 
 DIFFICULTIES = ("easy", "hard")

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from question_figures import FIGURES, Floats, TestQuestions, stacked
 from record import finish
-from seed_intervals import SeedResamples
 from text_table import Table, shown
 from worlds import CANDIDATES, MODELS, TWO_WORLDS, Asked, Sampled, arguments, draw_questions, open_cache, sampled
 
 from swift_rm.fit import fit_features
 from swift_rm.fit_settings import FitSettings
+from swift_rm.seed_intervals import SeedResamples
 
 SHOWN = ("auroc", "best_of_16", "vote_of_16")
 Row = dict[str, Any]

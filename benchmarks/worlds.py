@@ -23,7 +23,9 @@ from swift_rm import SwiftConfig, sample
 from swift_rm.embedded import TINY, TINY_2, load_language_model
 from swift_rm.features import Features, extract_features
 from swift_rm.identity import describe_base
+from swift_rm.label_curve import draw_questions as draw_numbers
 from swift_rm.rollouts import Rollout, group_by_question
+from swift_rm.splitting import members_of
 from swift_rm.tasks.named import open_world
 from swift_rm.views import View, view_of
 
@@ -111,5 +113,4 @@ def sampled(asked: Asked, folder: str | Path, views: Sequence[View] = ()) -> Sam
 
 def draw_questions(features: Features, questions: int, seed: int) -> Features:
     """Return the responses to some of the questions; those of the same seed are among those of a greater number."""
-    order = torch.randperm(features.questions, generator=torch.Generator().manual_seed(seed))
-    return features.only(torch.isin(features.question, order[:questions]).nonzero().flatten())
+    return features.only(members_of(features.question, draw_numbers(torch.arange(features.questions), questions, seed)))

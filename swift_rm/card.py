@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swift_rm.config import SwiftConfig
+from swift_rm.tables import counted
 
 CARD_MARK = "library_name: swift-rm"
 
 
-def model_card(config: SwiftConfig, parameters: int) -> str:
-    """Write the card: what the head reads, its base model, its training data's size, its evaluation table."""
+def model_card(config: SwiftConfig, parameters: int, results: Sequence[str] = ()) -> str:
+    """Write the card: what the head reads, its base model, its training data's size, its evaluation table.
+
+    ``results`` are the files beside it that have more of the evaluation.
+    """
     base = config.base_model or "not recorded"
     hub_id = base.count("/") == 1 and not base.startswith((".", "/"))
     front = ["---", CARD_MARK, "tags: [reward-model, hidden-states, best-of-n, swift]"]
@@ -49,6 +53,7 @@ def model_card(config: SwiftConfig, parameters: int) -> str:
             "",
             evaluation_table(config.evaluation) if config.evaluation else "No evaluation was stored with this model.",
             "",
+            *([f"More of this evaluation: {', '.join(f'`{name}`' for name in results)}.", ""] if results else []),
         ]
     )
 
@@ -62,9 +67,10 @@ def _kind(config: SwiftConfig, parameters: int) -> str:
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:
     """Write the accuracies of an evaluation's JSON as a Markdown table, in percent with intervals over questions."""
-    auroc = evaluation.get("auroc_within", {})
+    auroc, dataset = evaluation.get("auroc_within", {}), evaluation.get("dataset")
     lines = [
-        f"{evaluation['questions']} questions, {evaluation['n']} responses each.",
+        f"{counted(evaluation['questions'], 'question')}, {counted(evaluation['n'], 'response')} each"
+        + (f", of {_cell(dataset['id'])} (task {_cell(dataset.get('task') or 'default')})." if dataset else "."),
         "",
         "| rule | accuracy % | 95 % interval |",
         "|---|---|---|",

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_layers(sample, None, "the last two")
     _add_store(sample)
     _add_sampling(sample, batch_size=16)
+    _add_ray(sample)
 
     train = _command(commands, "train", "train reward heads on graded rollouts, pairs, a feature store, or while sampling")
     _add_model(train, required=False)
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     online.add_argument("--replay", type=int, default=4, help="gradient steps on remembered states after each (default 4)")
     online.add_argument("--replay-gib", type=float, default=1.0, help="memory for them (default 1)")
     _add_temperature(online)
+    _add_ray(online)
     _add_template(train)
     train.add_argument("--out", required=True, help="folder of the reward model")
     _add_layers(train, None, "the last two, or what the features hold")
@@ -72,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--prefixes", type=float, default=0.0, help="share of the loss over unfinished responses, to guide pruning"
     )
+    train.add_argument(
+        "--label-curve", metavar="FILE", type=_path, help="also train on fewer questions and write what each number gives (JSON)"
+    )
     train.add_argument("--lr", type=float, default=0.01)
     train.add_argument("--epochs", type=int, default=40)
     train.add_argument("--validation", type=float, default=0.2, help="share of questions held out (default 0.2)")
@@ -87,16 +92,40 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--reward-model", required=True, help=REWARD_HELP)
     score.add_argument("--input", required=True, help="JSONL with prompt and response (ids, where present, are what is read)")
     score.add_argument("--out", required=True, help="JSONL file to write: the same records with reward and probability")
+    score.add_argument(
+        "--tokens", action="store_true", help="also keep each token's text, gate and reward, for the report's page"
+    )
     score.add_argument("--batch-size", type=int, default=32)
     _add_template(score)
+    _add_ray(score)
 
     evaluate = _command(commands, "evaluate", "measure rewards and baselines on graded, scored rollouts")
     evaluate.add_argument("rollouts", nargs="+", help="scored rollout files (JSONL)")
     evaluate.add_argument("-n", type=int, help="read the first n responses of each question")
     evaluate.add_argument("--deepconf-window", type=int, default=2048, help="tokens of DeepConf's window (default 2048)")
-    evaluate.add_argument("--reward-model", help="folder whose model card gets this evaluation's table")
+    evaluate.add_argument("--reward-model", help="folder whose model card and evaluation-results files get these figures")
+    evaluate.add_argument("--dataset", metavar="ID[:TASK]", help="what the Hub calls the questions (default: the file's name)")
+    evaluate.add_argument(
+        "--report", metavar="FILE", type=_path, help="HTML page to write: charts, tables, questions with their candidates"
+    )
+    evaluate.add_argument(
+        "--out", metavar="DIR", type=_path, help="folder for every chart as SVG and CSV, and the figures as report.json"
+    )
+    evaluate.add_argument("--probe", metavar="FILE", type=_path, help="what `probe --out` wrote, for the chart of layers")
+    evaluate.add_argument(
+        "--label-curve", metavar="FILE", type=_path, help="what `train --label-curve` wrote, for the chart of label efficiency"
+    )
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--skip-bad-lines", action="store_true")
+
+    compare = _command(commands, "compare", "compare two reward models, or two rules, on the same questions")
+    compare.add_argument("rollouts", nargs="+", metavar="FILE", help="one or two scored rollout files (JSONL)")
+    compare.add_argument("--rules", nargs="+", metavar="RULE", help="one rule for both, or one for each (default swift_shrunk)")
+    compare.add_argument("-n", type=int, help="read the first n responses of each question")
+    compare.add_argument("--show", type=int, default=10, help="questions to list where the two disagree (default 10)")
+    compare.add_argument("--report", metavar="FILE", type=_path, help="HTML page to write")
+    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--skip-bad-lines", action="store_true")
 
     best = _command(commands, "best-of-n", "answer questions with the best of N sampled responses")
     _add_model(best)
@@ -193,7 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     try:
         if result.data is not None:
-            print(json.dumps(result.data, ensure_ascii=False) if args.json else result.text)
+            said = json.dumps(result.data, ensure_ascii=False) if args.json else result.text
+            print(
+                said.encode(errors="backslashreplace").decode()
+            )  # half a surrogate pair, which JSON can bring, cannot be written
         sys.stdout.flush()
     except BrokenPipeError:
         return _left()
@@ -220,6 +252,13 @@ def _resumes(args: argparse.Namespace) -> bool:
     return bool(args.command == "sample" or (args.command == "train" and args.online and args.save_rollouts))
 
 
+def _path(text: str) -> str:
+    """Refuse the empty path, which an unset variable of a shell leaves."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path must not be empty")
+    return text
+
+
 def _left() -> int:
     """Say nothing more to a reader, `head` say, that has seen enough."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -227,7 +266,7 @@ def _left() -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"swift-rm: {' '.join(message.split())}", file=sys.stderr)
+    print(f"swift-rm: {' '.join(message.split()).removeprefix('[Errno 2] ')}", file=sys.stderr)
     return code
 
 
@@ -260,6 +299,20 @@ def _add_store(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--stride", type=int, default=1, help="keep every so many-th token's states (default 1)")
     positions = ("generating", "token")
     parser.add_argument("--positions", nargs="+", default=["generating"], choices=positions, help="default: generating")
+
+
+def _add_ray(parser: argparse._ActionsContainer) -> None:
+    where = "host:port, or auto"
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help=f"spread over Ray: a cluster ({where}), or this machine's cores",
+    )
+    parser.add_argument(
+        "--actors", type=int, help="with --ray: replicas of the language model (default: one a GPU, else one a core)"
+    )
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:

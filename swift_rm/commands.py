@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from swift_rm.embedded import load_language_model, resolve
-from swift_rm.files import write_whole
-from swift_rm.rollouts import Rollout, finite, read_rollouts
+from swift_rm.embedded import load_language_model
+from swift_rm.repeats import check_files_once, check_responses_once
+from swift_rm.rollouts import Rollout, read_rollouts
+
+if TYPE_CHECKING:
+    from swift_rm.workers import Workers
 
 LAST_LAYERS = (-2, -1)  # at least as good as all of them in benchmarks/results/heads.json, and fewer
 
@@ -43,27 +43,26 @@ def demo(args: Namespace) -> Result:
 
 def sample(args: Namespace) -> Result:
     """Sample responses into a rollout file."""
-    from swift_rm.sampling import sample as sample_rollouts
+    from swift_rm.sampling import iter_samples
 
-    model, tokenizer = load(args)
-    questions, grade, close = open_task_of(args, tokenizer)
-    try:
-        with feature_writer(args, model, tokenizer, len(questions)) as features:
-            rollouts = sample_rollouts(
-                model, tokenizer, questions, args.n, args.out, grade=grade, batch_size=args.batch_size, seed=args.seed,
-                max_new_tokens=args.max_new_tokens, progress=watched(), features=features, grade_timeout=args.grade_timeout,
-                chat_template_kwargs=args.chat_template_kwargs, **sampling_of(args),
-            )  # fmt: skip
-    finally:
-        close()
-    labels = [rollout.label for rollout in rollouts]
-    data = {
-        "out": args.out, "questions": len(questions), "responses": len(rollouts), "right": labels.count(1),
-        "not_right": labels.count(0),
-        "ungraded": labels.count(None),
-        "unparsable": sum(rollout.answer is None and rollout.label is not None for rollout in rollouts),
-        "cut_at_length": sum(rollout.finish_reason == "length" for rollout in rollouts),
-    }  # fmt: skip
+    counts: Counter[str] = Counter(
+        dict.fromkeys(("responses", "right", "not_right", "ungraded", "unparsable", "cut_at_length"), 0)
+    )
+    with (
+        open_model(args) as (model, tokenizer, workers),
+        open_task_of(args, tokenizer) as (questions, grade),
+        feature_writer(args, model, tokenizer, len(questions)) as features,
+    ):
+        for rollouts in iter_samples(
+            model, tokenizer, questions, args.n, args.out, grade=grade, batch_size=args.batch_size, seed=args.seed,
+            max_new_tokens=args.max_new_tokens, progress=watched(), features=features, grade_timeout=args.grade_timeout,
+            chat_template_kwargs=args.chat_template_kwargs, workers=workers, **sampling_of(args),
+        ):  # fmt: skip
+            counts["responses"] += len(rollouts)
+            counts.update({1: "right", 0: "not_right", None: "ungraded"}[rollout.label] for rollout in rollouts)
+            counts["unparsable"] += sum(rollout.answer is None and rollout.label is not None for rollout in rollouts)
+            counts["cut_at_length"] += sum(rollout.finish_reason == "length" for rollout in rollouts)
+    data = {"out": args.out, "questions": len(questions), **counts}
     return Result(listing(data), data)
 
 
@@ -89,52 +88,24 @@ def probe(args: Namespace) -> Result:
 
 
 def score(args: Namespace) -> Result:
-    """Add reward and probability to every record of a JSONL file."""
-    from swift_rm.encoding import encode
-    from swift_rm.identity import check_base_model
-    from swift_rm.json_lines import read_json_lines
-    from swift_rm.reward_model import SwiftRewardModel
-    from swift_rm.scoring import reward_spreads, score_heads
+    """Add rewards to the records of a file."""
+    from swift_rm.score_commands import score as run_scoring
 
-    records = read_json_lines(args.input)
-    prompts = [_either(args.input, number, record, "prompt") for number, record in records]
-    responses = [_either(args.input, number, record, "response") for number, record in records]
-    Path(args.out).resolve().parent.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load(args)
-    rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model)).to(model.device)
-    check_base_model(rm.config, model, tokenizer)
-    encoded = encode(model, tokenizer, prompts, responses, rm.config.region, args.chat_template_kwargs)
-    heads = score_heads(model, rm, encoded, batch_size=args.batch_size, progress=watched())
-    rewards: list[float] = rm.head.combine(heads).tolist()
-    scored, spreads = [], reward_spreads(heads)
-    for (_, record), one, reward, spread, probability in zip(
-        records, encoded, rewards, spreads, rm.probability(rewards).tolist(), strict=True
-    ):
-        flag = {"flag": "not_finite" if reward != reward else one.region.flag} if reward != reward or one.region.flag else {}
-        scored.append({**record, **finite({"reward": reward, "probability": probability, **spread}), **flag})
-    write_whole(args.out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
-    flags = Counter(record["flag"] for record in scored if "flag" in record)
-    good = [reward for reward in rewards if reward == reward]
-    data = {"out": args.out, "responses": len(rewards), "mean_reward": sum(good) / max(1, len(good)), **flags}
-    return Result(listing(data), data)
+    return run_scoring(args)
 
 
 def evaluate(args: Namespace) -> Result:
-    """Measure rewards and baselines."""
-    from swift_rm.evaluation import evaluate as evaluate_rollouts
-    from swift_rm.report import format_table
-    from swift_rm.reward_model import SwiftRewardModel
+    """Measure rewards and baselines, and write the report."""
+    from swift_rm.report_commands import evaluate as run_evaluation
 
-    start = time.monotonic()
-    if args.reward_model and not Path(args.reward_model).is_dir():
-        raise ValueError(f"--reward-model {args.reward_model} is not a folder, whose card could get the table")
-    rm = SwiftRewardModel.from_pretrained(args.reward_model) if args.reward_model else None
-    rollouts = read_rollout_files(args)
-    evaluation = evaluate_rollouts(rollouts, n=args.n, seed=args.seed, deepconf_window=args.deepconf_window, progress=watched())
-    data = {**evaluation.to_dict(), "seconds": round(time.monotonic() - start, 2)}
-    if rm is not None:
-        rm.with_evaluation(data).save_pretrained(args.reward_model)
-    return Result(format_table(evaluation).rstrip("\n"), data)
+    return run_evaluation(args)
+
+
+def compare(args: Namespace) -> Result:
+    """Compare two reward models or rules."""
+    from swift_rm.compare_commands import compare as run_comparison
+
+    return run_comparison(args)
 
 
 def best_of_n(args: Namespace) -> Result:
@@ -202,23 +173,33 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def open_task_of(args: Namespace, tokenizer: Any) -> tuple[list[Any], Callable[[Any, str], Any], Callable[[], None]]:
-    """Return the questions of ``--task``, its grader, and what to call when done with both."""
+@contextmanager
+def open_model(args: Namespace) -> Iterator[tuple[Any, Any, Workers | None]]:
+    """Yield the language model, its tokenizer, and with ``--ray`` the workers that run it: then the model has no weights here."""
+    if args.ray is None:
+        if args.actors is not None:
+            raise ValueError(f"--actors {args.actors} goes with --ray")
+        yield (*load(args), None)
+        return
+    from swift_rm.integrations.ray_actors import RayActors
+
+    loading = {"device": args.device, "dtype": args.dtype, "revision": args.revision}
+    with RayActors(args.model, actors=args.actors, address=args.ray, **loading) as workers:
+        yield workers.model, workers.tokenizer, workers
+
+
+@contextmanager
+def open_task_of(args: Namespace, tokenizer: Any) -> Iterator[tuple[list[Any], Callable[[Any, str], Any]]]:
+    """Yield the questions of ``--task`` and its grader, open until the end of the ``with`` block."""
     from swift_rm.tasks.named import open_task
 
-    return open_task(
+    questions, grade, close = open_task(
         args.task, questions=args.questions, seed=args.seed, grading=args.grading, chat_template=bool(tokenizer.chat_template)
     )
-
-
-def _either(path: str, number: int, record: dict[str, Any], kind: str) -> Any:
-    """Return the token ids of a record's prompt or response, or else its text or messages."""
-    value = record.get(f"{kind}_ids") if record.get(f"{kind}_ids") is not None else record.get(kind)
-    if not isinstance(value, str | list):
-        raise ValueError(
-            f"{path}:{number}: neither '{kind}_ids' nor {kind!r} is there as ids, text or messages; it has {sorted(record)}"
-        )
-    return value
+    try:
+        yield questions, grade
+    finally:
+        close()
 
 
 def load(args: Namespace) -> tuple[Any, Any]:
@@ -227,9 +208,13 @@ def load(args: Namespace) -> tuple[Any, Any]:
 
 
 def read_rollout_files(args: Namespace) -> list[Rollout]:
-    """Read the graded rollouts; questions of several files that only share an id are told apart."""
+    """Read the graded rollouts; questions of several files that only share an id are told apart.
+
+    Raises ValueError if a file is given twice, or if the files hold a response twice.
+    """
+    check_files_once(args.rollouts)
     skipped: Counter[str] = Counter()
-    rollouts = []
+    rollouts, files = [], []
     prompts: dict[str, list[list[int]]] = {}
     for path in args.rollouts:
         for rollout in read_rollouts(path, skip_bad_lines=args.skip_bad_lines, skipped=skipped):
@@ -239,8 +224,10 @@ def read_rollout_files(args: Namespace) -> list[Rollout]:
                 variants.append(rollout.prompt_ids)
             place = variants.index(rollout.prompt_ids)
             rollouts.append(replace(rollout, question_id=f"{rollout.question_id}#{place + 1}") if place else rollout)
+            files.append(path)
     for path, count in skipped.items():
         sys.stderr.write(f"swift-rm: skipped {count} invalid lines of {path}\n")
+    check_responses_once(zip(files, rollouts, strict=True))
     return rollouts
 
 

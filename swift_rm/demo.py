@@ -7,12 +7,12 @@ from typing import Any
 
 from swift_rm.embedded import ASSETS, TINY, TINY_REWARD, load_language_model
 from swift_rm.evaluation import evaluate
-from swift_rm.report import format_table
 from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.rollouts import Rollout, group_by_question
 from swift_rm.sampling import sample
 from swift_rm.scoring import score_rollouts
 from swift_rm.selection import best, majority_vote
+from swift_rm.tables import format_table
 from swift_rm.tasks.homework import HomeworkTask
 
 DEEPCONF_WINDOW = 16  # about one step of homework: at DeepConf's own 2,048 its four confidences would be one

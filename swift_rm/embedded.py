@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,34 @@ def load_language_model(
 
     if not progress:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype must be one of torch's, such as float32 or bfloat16, got {dtype!r}")
     path = resolve(name)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", revision=revision, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype) or "auto", revision=revision, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     model = model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()  # type: ignore[arg-type]
     return model, tokenizer
+
+
+def load_outline(
+    name: str = TINY, *, dtype: str | None = None, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a language model's structure and settings without its weights, on torch's ``meta`` device, and its tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    path = resolve(name)
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=_dtype(dtype) or config.dtype)  # type: ignore[no-untyped-call]
+    model.name_or_path = str(path)
+    with suppress(OSError):  # a model without settings of its own
+        model.generation_config = GenerationConfig.from_pretrained(path, revision=revision or "main")
+    return model.eval(), AutoTokenizer.from_pretrained(path, revision=revision)
+
+
+def _dtype(name: str | None) -> Any:
+    """Return torch's dtype of this name, or None for None; raise ValueError if there is none such."""
+    import torch
+
+    if name is not None and not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"dtype must be one of torch's, such as float32 or bfloat16, got {name!r}")
+    return None if name is None else getattr(torch, name)

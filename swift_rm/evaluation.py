@@ -12,7 +12,7 @@ import numpy.typing as npt
 from swift_rm.auroc import pooled_auroc, within_question_auroc
 from swift_rm.baselines import DEEPCONF_WINDOW
 from swift_rm.intervals import Interval, Resamples
-from swift_rm.reliability import brier, expected_calibration_error
+from swift_rm.reliability import CalibrationBin, brier, calibration
 from swift_rm.rollouts import Rollout, group_by_question
 from swift_rm.rules import VOTE_SUBSETS, rule_curves, scores_by_name
 
@@ -26,9 +26,9 @@ class Evaluation:
     ``curves`` has one interval for each k = 1 ... n. ``accuracy`` has every rule's last point, k = n, and "first": the
     exact expectation of a single response (pass@1, the mean label), which a random choice shares, so there is no row
     "random". ``paired`` holds differences of two rules' accuracy, named "a-b". Rows whose data are missing are absent:
-    the swift rows without rewards, a baseline without its statistics, AUROC where no two labels differ; ``brier`` and
-    ``ece`` are None without rewards or probabilities. ``unparsable`` counts responses without an answer,
-    ``mixed_questions`` questions with both right and wrong responses.
+    the swift rows without rewards, a baseline without its statistics, AUROC where no two labels differ; ``brier``,
+    ``ece`` and the bins it is made of, ``calibration``, are None without rewards or probabilities. ``unparsable`` counts
+    responses without an answer, ``mixed_questions`` questions with both right and wrong responses.
     """
 
     questions: int
@@ -43,6 +43,7 @@ class Evaluation:
     unparsable: int
     mixed_questions: int
     tokens_per_response: float
+    calibration: Sequence[CalibrationBin] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON objects; a curve is a list of {"k", "value", "low", "high"}."""
@@ -62,6 +63,7 @@ class Evaluation:
             "unparsable": self.unparsable,
             "mixed_questions": self.mixed_questions,
             "tokens_per_response": self.tokens_per_response,
+            "calibration": None if self.calibration is None else [one.to_dict() for one in self.calibration],
         }
 
 
@@ -87,7 +89,7 @@ def evaluate(
 
     Raises ValueError for no rollouts, missing labels, unequal numbers of responses, or settings out of range.
     """
-    groups = _groups(rollouts, n)
+    groups = graded_groups(rollouts, n)
     flat = [rollout for group in groups for rollout in group]
     shape = (len(groups), len(groups[0]))
     resamples = Resamples(len(groups), bootstrap=bootstrap, seed=seed, confidence=confidence)
@@ -122,6 +124,7 @@ def evaluate(
             pooled[name] = resamples.interval(pooled_auroc(score, labels, resamples.counts))
     probabilities = _probabilities(flat, calibrated).reshape(shape)
     known = not np.isnan(probabilities).all()
+    found = calibration(probabilities, labels, resamples) if known else None
     return Evaluation(
         questions=shape[0],
         n=shape[1],
@@ -131,10 +134,11 @@ def evaluate(
         auroc_pooled=pooled,
         curves=curve_points,
         brier=brier(probabilities, labels, resamples) if known else None,
-        ece=expected_calibration_error(probabilities, labels, resamples) if known else None,
+        ece=found.error if found else None,
         unparsable=sum(rollout.answer is None for rollout in flat),
         mixed_questions=int(mixed.sum()),
         tokens_per_response=sum(len(rollout.response_ids) for rollout in flat) / len(flat),
+        calibration=found.bins if found else None,
     )
 
 
@@ -142,8 +146,8 @@ def _to_dicts(rows: Mapping[str, Interval]) -> dict[str, dict[str, float | None]
     return {name: interval.to_dict() for name, interval in rows.items()}
 
 
-def _groups(rollouts: Sequence[Rollout], n: int | None) -> list[list[Rollout]]:
-    """Return the responses of each question, as many for every one."""
+def graded_groups(rollouts: Sequence[Rollout], n: int | None) -> list[list[Rollout]]:
+    """Return the responses of each question, as many for every one; :func:`evaluate` says what raises ValueError."""
     groups = group_by_question(rollouts)
     if not groups:
         raise ValueError("nothing to evaluate: no rollouts")

@@ -42,7 +42,7 @@ def explain(args: Namespace) -> Result:
     from swift_rm.commands import Result, listing
     from swift_rm.embedded import load_language_model, resolve
     from swift_rm.encoding import check_ids, encode_prompt, encode_response
-    from swift_rm.files import write_whole
+    from swift_rm.files import check_writable, write_whole
     from swift_rm.identity import model_identity, short_name
     from swift_rm.reward_model import SwiftRewardModel
     from swift_rm.token_scoring import score_tokens
@@ -53,7 +53,7 @@ def explain(args: Namespace) -> Result:
     questions = read_questions(args.input)
     shown = questions[: args.questions]
     answered = [one for question in shown for one in question.answered[: args.n]]
-    Path(args.out).resolve().parent.mkdir(parents=True, exist_ok=True)
+    check_writable(args.out, [args.input])
     model, tokenizer = load_language_model(
         args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=sys.stderr.isatty()
     )

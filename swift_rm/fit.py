@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from swift_rm.bank import HeadBank
 from swift_rm.config import SwiftConfig
-from swift_rm.features import FeatureSource, extract_features
+from swift_rm.features import Features, FeatureSource, extract_features
 from swift_rm.fit_settings import FitSettings
 from swift_rm.identity import check_sampled_by, describe_base
 from swift_rm.judging import Judged, held_out_auroc, judge, predict
@@ -62,14 +62,30 @@ def fit_rollouts(
 ) -> list[Judged]:
     """Train a bank of heads on graded rollouts: read every state once, then fit them all (see :func:`fit_bank`)."""
     plans = describe_plans(plans, model, tokenizer)
+    features = read_rollouts_for(
+        plans, model, tokenizer, rollouts, forward_batch_size=forward_batch_size, max_bytes=max_bytes, progress=progress
+    )
+    return fit_bank(features, plans, bank_layers(plans), bank_views(plans), progress=progress)
+
+
+def read_rollouts_for(
+    plans: Sequence[HeadPlan],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rollouts: Sequence[Rollout],
+    *,
+    forward_batch_size: int = 32,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> Features:
+    """Read the states of graded rollouts that the plans' heads read between them; raise ValueError if they cannot train one."""
     check_sampled_by(rollouts, model)
     check_trainable([(rollout.question_id, rollout.label) for rollout in rollouts])
-    layers, views = bank_layers(plans), bank_views(plans)
-    features = extract_features(
-        model, tokenizer, rollouts, replace(plans[0].config, layers=layers), views=views, batch_size=forward_batch_size,
-        max_bytes=max_bytes, progress=progress,
+    config = replace(plans[0].config, layers=bank_layers(plans))
+    return extract_features(
+        model, tokenizer, rollouts, config, views=bank_views(plans), batch_size=forward_batch_size, max_bytes=max_bytes,
+        progress=progress,
     )  # fmt: skip
-    return fit_bank(features, plans, layers, views, progress=progress)
 
 
 def fit_features(
@@ -96,6 +112,19 @@ def fit_bank(
     all right or all wrong are kept for pointwise losses. One shard is in memory at a time. The same seed gives the same
     weights, whatever other heads are trained beside a head (but for the order of sums).
     """
+    bank, held_out, facts = train_bank(source, plans, layers, views, progress=progress)
+    return judge(bank, source, held_out, facts)
+
+
+def train_bank(
+    source: FeatureSource,
+    plans: Sequence[HeadPlan],
+    layers: Sequence[int],
+    views: Sequence[View],
+    *,
+    progress: bool = False,
+) -> tuple[HeadBank, Tensor, dict[str, Any]]:
+    """Train as :func:`fit_bank` does; return the bank, its held-out questions, and what the training was given."""
     check_plans(plans)
     held = getattr(source, "views", ()) or tuple(views)
     if held != tuple(views):
@@ -120,7 +149,7 @@ def fit_bank(
         "questions": len(train), "responses": len(responses), "validation_questions": len(held_out),
         "right_share": round(right_share, 4), **_flags(source),
     }  # fmt: skip
-    return judge(bank, source, held_out, facts)
+    return bank, held_out, facts
 
 
 def _flags(source: FeatureSource) -> dict[str, int]:

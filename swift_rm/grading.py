@@ -1,4 +1,4 @@
-"""A guard around a grader: where it fails or hangs on one answer, that answer stays ungraded and the run goes on."""
+"""A guard around a grader: where it fails or hangs on one answer, that answer stays ungraded, counted, and the run goes on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from swift_rm.rollouts import Rollout
 from swift_rm.tasks.task import Grade, Question
 from swift_rm.time_limit import call_within
 
@@ -26,35 +27,18 @@ class Graded:
 
 
 class GuardedGrader:
-    """Grade answers batch by batch, each within ``timeout_s`` seconds (None: no limit); a context manager.
+    """Grade answers batch by batch, each within ``timeout_s`` seconds (None: no limit).
 
-    An answer on which the grader raises, hangs or returns no Grade is left ungraded with the reason; how many there were is
-    said once, as a warning, when the block is left. Where it hangs on three answers in a row the rest of the batch is not
-    tried, so that a grader that is down costs three time limits a batch and not one an answer; the next batch tries again.
-    Ctrl-C and SystemExit go through. The limit is :func:`call_within`'s. Raises ValueError for a limit that is no positive
-    number.
+    An answer on which the grader raises, hangs or returns no Grade is left ungraded with the reason. Where it hangs on three
+    answers in a row the rest of the batch is not tried, so that a grader that is down costs three time limits a batch and not
+    one an answer; the next batch tries again. Ctrl-C and SystemExit go through. The limit is :func:`call_within`'s. Raises
+    ValueError for a limit that is no positive number.
     """
 
     def __init__(self, grade: Grader, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
         if timeout_s is not None and not (0 < timeout_s < math.inf):
             raise ValueError(f"grade_timeout must be a positive number of seconds or None, got {timeout_s}")
         self._grade, self._timeout_s = grade, timeout_s
-        self.graded = 0
-        self.failed = 0
-        self._first = ""
-
-    def __enter__(self) -> GuardedGrader:
-        """Begin to count."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        """Say how many answers stayed ungraded, if any did."""
-        if self.failed:
-            warnings.warn(
-                f"{self.failed} of {self.graded + self.failed} answers could not be graded and have no label; the first is of "
-                f"{self._first}",
-                stacklevel=2,
-            )
 
     def grade(self, answers: Sequence[tuple[Question, str]]) -> list[Graded]:
         """Grade the answers of one batch, in order."""
@@ -66,10 +50,6 @@ class GuardedGrader:
                 hangs = hangs + 1 if hung else 0
             else:
                 one = Graded(None, f"not tried: the grader had hung on {MOST_HANGS} answers in a row")
-            self.graded += one.error is None
-            self.failed += one.error is not None
-            if one.error is not None and not self._first:
-                self._first = f"question {question.question_id!r}: {one.error}"
             found.append(one)
         return found
 
@@ -85,6 +65,36 @@ class GuardedGrader:
             raise outcome.error
         text = " ".join(f"the grader raised {type(outcome.error).__name__}: {outcome.error}".split())
         return Graded(None, text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."), False
+
+
+class GradeTally:
+    """Count the rollouts that a guarded grader left ungraded, and say at the end of the ``with`` block how many there were."""
+
+    def __init__(self) -> None:
+        self.graded = self.failed = 0
+        self._first = ""
+
+    def count(self, rollouts: Sequence[Rollout]) -> None:
+        """Count rollouts by whether they have a ``grade_error``."""
+        for rollout in rollouts:
+            error = rollout.extra.get("grade_error")
+            self.graded += error is None
+            self.failed += error is not None
+            if error is not None and not self._first:
+                self._first = f"question {rollout.question_id!r}: {error}"
+
+    def __enter__(self) -> GradeTally:
+        """Begin to count."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Say how many answers stayed ungraded, if any did."""
+        if self.failed:
+            warnings.warn(
+                f"{self.failed} of {self.graded + self.failed} answers could not be graded and have no label; the first is of "
+                f"{self._first}",
+                stacklevel=2,
+            )
 
 
 def _plain(grade: Grade | None) -> Grade | None:

@@ -77,10 +77,10 @@ class GatedHead(nn.Module):
         return self.rewards_and_tokens(features, torch.tensor([0, tokens]))[1]
 
     def rewards_and_tokens(self, features: States, offsets: Tensor) -> tuple[Tensor, TokenScores]:
-        """Compute the rewards ``[B]`` of packed responses, and gate and reward of each token, in one pass a head."""
+        """Compute each head's rewards ``[B, M]`` of packed responses, and gate and reward of each token, in one pass a head."""
         found = [gated_pool(features, weight, bias, offsets, return_tokens=True) for weight, bias in self.split()]
         rewards = torch.stack([rewards for rewards, _, _ in found], dim=1)
-        return self.combine(rewards), TokenScores.mean([TokenScores.of(z, r, self.gate) for _, z, r in found])
+        return rewards, TokenScores.mean([TokenScores.of(z, r, self.gate) for _, z, r in found])
 
 
 def combine(rewards: Tensor, pessimism: float) -> Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
@@ -16,7 +19,7 @@ def iter_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Va
                 continue
             try:
                 record = json.loads(line.decode())
-            except ValueError as error:  # a UnicodeDecodeError is one too
+            except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
                 yield number, ValueError(f"{path}:{number}: not valid JSON: {error}")
                 continue
             yield number, record if isinstance(record, dict) else ValueError(f"{path}:{number}: not a JSON object")
@@ -32,3 +35,9 @@ def read_json_lines(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     if not records:
         raise ValueError(f"{path} holds no records")
     return records
+
+
+def json_line(record: Any) -> str:
+    """Write a value as one line of JSON that UTF-8 can carry: in its own letters, unless half a surrogate pair is among them."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return line if line.isascii() or not _SURROGATE.search(line) else json.dumps(record)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from swift_rm.config import SwiftConfig
 from swift_rm.fit import describe_plans
 from swift_rm.fit_settings import FitSettings
@@ -79,7 +81,7 @@ def fit_online(
         raise ValueError("settings go with a configuration; plans have their own")
     asked = list(questions)
     plans = describe_plans(heads, model, tokenizer)
-    trainer = OnlineTrainer(plans, len(asked), tokenizer=tokenizer, device=model.device, replay=replay, replay_bytes=replay_bytes)
+    trainer = OnlineTrainer(plans, len(asked), tokenizer=tokenizer, device=_here(model), replay=replay, replay_bytes=replay_bytes)
     rollouts: list[Rollout] = []
     training = 0.0
     batches = sample_batches(model, tokenizer, asked, n, out, grade=grade, record=trainer.recording, **sampling)
@@ -87,7 +89,7 @@ def fit_online(
         for batch in batches:
             start = time.monotonic()
             if batch.states is not None and batch.offsets is not None:
-                trainer.take(batch.rollouts, batch.states, batch.offsets)
+                trainer.take(batch.rollouts, batch.states.to(trainer.device), batch.offsets)
             rollouts += batch.rollouts
             training += time.monotonic() - start
     labelled = [(rollout.question_id, rollout.label) for rollout in rollouts if rollout.label is not None]
@@ -97,3 +99,10 @@ def fit_online(
     now = time.monotonic()
     facts = {**trainer.facts(), "seconds_training": round(training + now - start, 2), "seconds": round(now - begun, 2)}
     return OnlineFit(tuple(judged), rollouts, trainer.held_out, facts)
+
+
+def _here(model: PreTrainedModel) -> torch.device:
+    """Return where heads are trained: beside the model, or on a GPU of this machine if the model's weights are elsewhere."""
+    if model.device.type != "meta":
+        return model.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -29,8 +29,9 @@ REPLAY_BYTES = 1 << 30
 
 
 class OnlineTrainer:
-    """Train heads on the responses to ``questions`` questions, batch by batch; ``recording`` is what their states must hold.
+    """Train heads on the responses to ``questions`` questions, batch by batch.
 
+    ``recording`` is what their states must hold, ``device`` where they must be.
     A batch gives a gradient step for every ``batch_size`` of its questions, and after each ``replay`` more on random
     questions of the last ``replay_bytes`` of states, which stay on their device. A share of the questions, drawn
     beforehand, is held out; their states, the first ``replay_bytes`` of them, wait in main memory and judge the heads at the
@@ -52,7 +53,7 @@ class OnlineTrainer:
         if replay < 0:
             raise ValueError(f"replay must be 0 or more gradient steps, got {replay}")
         self._plans, self._questions, self._replay = plans, questions, replay
-        self._tokenizer, self._device, self._settings = tokenizer, device, plans[0].settings
+        self._tokenizer, self.device, self._settings = tokenizer, device, plans[0].settings
         self._layers, self._views = bank_layers(plans), bank_views(plans)
         self.recording = Recording(self._layers, tuple(dict.fromkeys(position for position, _ in self._views)))
         self._generator = torch.Generator().manual_seed(self._settings.seed)
@@ -90,7 +91,7 @@ class OnlineTrainer:
         if self._bank is None:
             self._bank = HeadBank(
                 self._plans, self._layers, self._views, measure_scaling(newest, questions),
-                right_share=float(newest.labels.double().mean()), questions=self._questions, device=self._device,
+                right_share=float(newest.labels.double().mean()), questions=self._questions, device=self.device,
             )  # fmt: skip
         factor = min(1.0, 2 * (1 - (len(self._names) - 0.5 * len(questions)) / self._questions))
         for chunk in torch.split(questions[torch.randperm(len(questions), generator=self._generator)], settings.batch_size):

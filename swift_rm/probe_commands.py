@@ -6,7 +6,6 @@ import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swift_rm.rollouts import Rollout, group_by_question
@@ -27,7 +26,10 @@ POINTS = 2000  # responses whose places are written for pictures
 def probe(args: Namespace) -> Result:
     """Read the rollouts, load the model and probe it, see :func:`run_probe`."""
     from swift_rm.commands import load, read_rollout_files
+    from swift_rm.files import check_writable
 
+    if args.out:
+        check_writable(args.out, args.rollouts)
     rollouts = read_rollout_files(args)
     return run_probe(args, rollouts, *load(args))
 
@@ -41,7 +43,7 @@ def run_probe(args: Namespace, rollouts: Sequence[Rollout], model: PreTrainedMod
     from swift_rm.commands import Result, parse_layers, watched
     from swift_rm.config import SwiftConfig
     from swift_rm.embedded import resolve
-    from swift_rm.files import write_whole
+    from swift_rm.files import check_writable, write_whole
     from swift_rm.identity import check_sampled_by, describe_base
     from swift_rm.model_shape import model_shape
     from swift_rm.reward_model import SwiftRewardModel
@@ -49,7 +51,7 @@ def run_probe(args: Namespace, rollouts: Sequence[Rollout], model: PreTrainedMod
     if args.questions is not None and args.questions < 1:
         raise ValueError(f"--questions must be at least 1, got {args.questions}")
     if args.out:
-        Path(args.out).resolve().parent.mkdir(parents=True, exist_ok=True)
+        check_writable(args.out)
     rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model)).to(model.device) if args.reward_model else None
     position = args.position or (rm.config.position if rm else "generating")
     region = args.region or (rm.config.region if rm else "response")

@@ -8,10 +8,10 @@ from typing import Any
 
 from swift_rm.gate_mass import GateMass, Share
 from swift_rm.layer_auroc import FOLDS, LayerAuroc, layer_auroc, mixed_questions
-from swift_rm.report import aligned, plain
 from swift_rm.rollouts import finite
 from swift_rm.separation import Separation, separation
 from swift_rm.summaries import Summaries
+from swift_rm.tables import aligned, counted, plain
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def format_probe(found: Probe) -> str:
     counts = found.counts
     blocks = [
         [
-            [f"{counts['questions']} questions, {counts['responses']} responses, {counts['right']} of them right"],
-            [f"{counts['mixed_questions']} questions with both right and wrong responses"],
+            [f"{counted(counts['questions'], 'question')}, {counted(counts['responses'], 'response')}, {counts['right']} right"],
+            [f"{counted(counts['mixed_questions'], 'question')} with both right and wrong responses"],
         ],
         [
             ["AUROC within questions", "mean state", "last state"],

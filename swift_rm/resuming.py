@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,17 @@ RESULT_KEYS = (
 )  # fmt: skip
 
 
-def check_existing(
+def checker(
     out: str | Path | None,
-    existing: Sequence[Rollout],
     asked: Sequence[Question],
     prompts: Sequence[Sequence[int]],
     sampling: Mapping[str, Any],
     model: Mapping[str, Any],
-) -> None:
-    """Raise ValueError that shows the difference unless all records are of these questions, settings and this model."""
+) -> Callable[[Rollout], None]:
+    """Return what raises ValueError that shows the difference unless a record is of these questions, settings and this model."""
     known = {question.question_id: (question, ids) for question, ids in zip(asked, prompts, strict=True)}
-    for rollout in existing:
+
+    def check(rollout: Rollout) -> None:
         name = rollout.question_id
         if name not in known:
             raise ValueError(f"{out} holds rollouts of question {name!r}, which is not among the questions given")
@@ -38,6 +38,8 @@ def check_existing(
             differ.pop("batch_size", None)  # a run that ran out of memory may go on with smaller batches
             if differ:
                 raise ValueError(f"{out} was sampled with other {what} (there, now): {differ}; choose another file")
+
+    return check
 
 
 def read_results(

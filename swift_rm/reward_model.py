@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from swift_rm.calibration import Calibration
 from swift_rm.card import CARD_MARK, model_card
 from swift_rm.config import SwiftConfig
+from swift_rm.evaluation_results import FIGURES, FILES, load_figures, main_figures, save_evaluation
 from swift_rm.files import write_whole
 from swift_rm.head import GatedHead, TokenScores
 
@@ -31,10 +32,12 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
 
     ``rm(features [T, D], offsets [B + 1]) -> rewards [B]`` is differentiable; ``features`` may be a list of the
     configured layers' states ``[T, d]`` instead, in the order of ``config.layers``. A reward is a logit;
-    ``probability`` applies the calibration. Several heads may judge together, see :meth:`ensemble`.
+    ``probability`` applies the calibration. Several heads may judge together, see :meth:`ensemble`. ``figures`` is the whole
+    JSON of the evaluation, of which ``config.evaluation`` has the main figures; None if it is not known.
     """
 
     config: SwiftConfig
+    figures: Mapping[str, Any] | None = None
 
     def __init__(self, config: SwiftConfig) -> None:
         super().__init__()
@@ -73,6 +76,7 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
     ) -> str | None:
         """Save ``model.safetensors``, ``config.json`` and a model card, each file whole or not at all.
 
+        What is known of an evaluation is saved beside them, see ``evaluation_results``; files of an earlier one are removed.
         Raises ValueError if the folder holds another model; a README that is not our card is left alone.
         """
         folder = Path(save_directory)
@@ -81,11 +85,16 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         write_whole(folder / WEIGHTS, save_safetensors(weights, metadata={"format": "pt"}))
         write_whole(folder / CONFIG, json.dumps(self.config.to_dict(), indent=2, sort_keys=True) + "\n")
+        results = save_evaluation(folder, self.config, self.figures)
         if not (folder / CARD).exists() or CARD_MARK in (folder / CARD).read_text(encoding="utf-8", errors="replace"):
-            write_whole(folder / CARD, model_card(self.config, sum(p.numel() for p in self.parameters())))
+            write_whole(folder / CARD, model_card(self.config, sum(p.numel() for p in self.parameters()), results))
         if push_to_hub:
             return str(self.push_to_hub(repo_id=repo_id or folder.name, **push_to_hub_kwargs))
         return None
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override,unused-ignore]
+        """Upload what ``save_pretrained`` writes; files of an earlier evaluation are deleted there, as they are in a folder."""
+        return str(super().push_to_hub(repo_id, **{"delete_patterns": list(FILES), **kwargs}))
 
     @classmethod
     def from_pretrained(  # type: ignore[override,unused-ignore]
@@ -107,6 +116,7 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"{folder} is not a readable reward model: {error}") from error
         model = cls(config)
         model.load_checked(weights, folder / WEIGHTS)
+        model.figures = load_figures(folder, config)
         return model
 
     def load_checked(self, weights: Mapping[str, Tensor], origin: str | Path) -> None:
@@ -182,13 +192,19 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
         return together.to(models[0].head.weight)
 
     def with_evaluation(self, evaluation: Mapping[str, Any]) -> SwiftRewardModel:
-        """Return the same model with the main figures of an evaluation's JSON, which its configuration and card will carry."""
-        return self.with_config(evaluation={key: evaluation[key] for key in ("questions", "n", "accuracy", "auroc_within")})
+        """Return the same model with an evaluation's JSON, of which its configuration and card carry the main figures.
+
+        With ``dataset`` ({"id", "task"}: what the Hub calls the questions) a saved model has the Hub's results files, too.
+        """
+        model = self.with_config(evaluation=main_figures(evaluation))
+        model.figures = evaluation
+        return model
 
     def with_config(self, **changes: Any) -> SwiftRewardModel:
         """Return the same head under a changed configuration."""
         model = SwiftRewardModel(replace(self.config, **changes))
         model.load_state_dict(self.state_dict())
+        model.figures = self.figures if model.config.evaluation == self.config.evaluation else None
         return model
 
 
@@ -207,7 +223,7 @@ def check_folder(folder: str | Path) -> None:
 
 def _download(repo_id: str, revision: str | None, hub_kwargs: Mapping[str, Any]) -> Path:
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS, CONFIG], **hub_kwargs))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[WEIGHTS, CONFIG, FIGURES], **hub_kwargs))
     except (OSError, ValueError) as error:  # no network, no such repository, not even an id
         raise FileNotFoundError(
             f"no reward model {repo_id!r}: it is no folder here, and the Hub did not give it ({error})"

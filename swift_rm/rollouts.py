@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from swift_rm.json_lines import iter_json_lines
+from swift_rm.json_lines import iter_json_lines, json_line
 
 Prompt = str | list[dict[str, str]]
 
@@ -42,7 +41,7 @@ class Rollout:
     def to_json(self) -> str:
         """Write the record as one line of JSON, without the line's end; a non-finite number becomes null."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return json.dumps(finite({**known, **self.extra}), ensure_ascii=False, allow_nan=False)
+        return json_line(finite({**known, **self.extra}))
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Rollout:
@@ -53,13 +52,21 @@ class Rollout:
             if not isinstance(record[key], kind):
                 raise ValueError(f"{key!r} must be {word}, got {record[key]!r:.60}")
         for key in ("prompt_ids", "response_ids"):
-            if not all(isinstance(token, int) and token >= 0 for token in record[key]):
+            ids = record[key]
+            if ids and (set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) > _LARGEST_ID):
                 raise ValueError(f"{key!r} must be a list of token ids")
         if record.get("label") not in (None, 0, 1):
             raise ValueError(f"'label' must be 1, 0 or null, got {record['label']!r:.60}")
-        for key in ("reward", "logprob_mean"):
-            if isinstance(record.get(key), bool) or not isinstance(record.get(key), int | float | None):
-                raise ValueError(f"{key!r} must be a number or null, got {record[key]!r:.60}")
+        if not isinstance(record.get("answer"), str | None):
+            raise ValueError(f"'answer' must be text or null, got {record['answer']!r:.60}")
+        for key in ("sampling", "model"):
+            if not isinstance(record.get(key, {}), Mapping):
+                raise ValueError(f"{key!r} must be an object, got {record[key]!r:.60}")
+        if not isinstance(record.get("model", {}).get("id", ""), str):
+            raise ValueError(f"'model' must have its id as text, got {record['model']['id']!r:.60}")
+        for key in _PER_TOKEN:
+            _check_numbers(key, record.get(key))
+        record = {**record, **{key: _number(key, record[key]) for key in _NUMBERS if key in record}}
         names = {f.name for f in fields(cls)} - {"extra"}
         extra = {key: value for key, value in record.items() if key not in names}
         return cls(**{key: value for key, value in record.items() if key in names}, extra=extra)
@@ -73,6 +80,32 @@ _REQUIRED: dict[str, tuple[type | tuple[type, ...], str]] = {
     "response_ids": (list, "a list of token ids"),
     "finish_reason": (str, "text"),
 }
+_NUMBERS = ("reward", "logprob_mean", "probability", "self_certainty")
+_PER_TOKEN = ("token_logprobs", "token_confidence")
+_JSON_FLOATS = {float, type(None)}
+_LARGEST_ID = 2**63 - 1  # JSON's numbers know no bounds
+
+
+def _number(key: str, given: Any) -> float | None:
+    """Return a number as a float, None for null; raise ValueError for anything else, and for what no float can hold."""
+    if isinstance(given, bool) or not isinstance(given, int | float | None):
+        raise ValueError(f"{key!r} must be a number or null, got {given!r:.60}")
+    try:
+        return None if given is None else float(given)
+    except OverflowError:
+        raise ValueError(f"{key!r} must be a number that a float can hold, got {given!r:.60}") from None
+
+
+def _check_numbers(key: str, given: Any) -> None:
+    """Raise ValueError unless this is null, or a list of numbers and nulls."""
+    if given is None:
+        return
+    if not isinstance(given, list):
+        raise ValueError(f"{key!r} must be a list of numbers or null, got {given!r:.60}")
+    kinds = set(map(type, given)) - _JSON_FLOATS  # most lists hold floats alone: no loop over their items
+    for place, value in enumerate(given) if kinds else ():
+        if type(value) not in _JSON_FLOATS:
+            _number(f"{key}[{place}]", value)
 
 
 def finite(value: Any) -> Any:

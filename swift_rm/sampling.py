@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,19 +12,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from swift_rm.appending import LineAppender
+from swift_rm.drawing import Draw, Drawing, Drawn
 from swift_rm.encoding import encode_prompt
-from swift_rm.generation import Response, generate_responses, sampling_settings, seed_for
-from swift_rm.grading import DEFAULT_TIMEOUT_S, Graded, Grader, GuardedGrader
+from swift_rm.generation import sampling_settings
+from swift_rm.grading import DEFAULT_TIMEOUT_S, Grader, GradeTally, GuardedGrader
 from swift_rm.identity import model_identity
-from swift_rm.recording import Recording, StateRecorder, read_again
-from swift_rm.resuming import check_existing, first_limit
-from swift_rm.rollouts import Prompt, Rollout, read_rollouts
+from swift_rm.kept_rollouts import KeptRollouts, Key
+from swift_rm.recording import Recording
+from swift_rm.resuming import checker, first_limit
+from swift_rm.rollouts import Prompt, Rollout
 from swift_rm.tasks.task import Question
+from swift_rm.workers import InProcess, Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-States = tuple[Tensor, Tensor]  # [T, D] and offsets [B + 1]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def sample(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = False,
     features: FeatureWriter | None = None,
+    workers: Workers | None = None,
     **generation_kwargs: Any,
 ) -> list[Rollout]:
     """Sample ``n`` responses per question and return them as records, appended to ``out`` batch by batch.
@@ -81,22 +83,38 @@ def sample(
     has its own seed. An answer on which ``grade`` fails, or takes longer than ``grade_timeout`` seconds (None: no limit),
     is recorded without a label and with ``grade_error``, and a warning counts these at the end; it stays so when the run
     is called again. ``features`` is given the hidden states of every batch that it does not hold: those of generation, or,
-    for what is in the file already, those of :func:`read_again`. Raises ValueError if ``out`` holds other questions,
+    for what is in the file already, those of :func:`read_again`. ``workers`` run the language model in other processes, see
+    ``swift_rm.integrations.ray_actors``; the file is the same. Raises ValueError if ``out`` holds other questions,
     settings or another model, BlockingIOError if another run is writing it.
     """
-    batches = sample_batches(
+    batches = iter_samples(
         model, tokenizer, questions, n, out, grade=grade, grade_timeout=grade_timeout, batch_size=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, chat_template_kwargs=chat_template_kwargs, progress=progress,
-        record=features.recording if features is not None else None,
-        reread=lambda rollouts: features is not None and not features.holds(rollouts), **generation_kwargs,
+        features=features, workers=workers, **generation_kwargs,
     )  # fmt: skip
-    rollouts: list[Rollout] = []
+    return [rollout for rollouts in batches for rollout in rollouts]
+
+
+def iter_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Iterable[Question | Prompt],
+    n: int = 8,
+    out: str | Path | None = None,
+    *,
+    features: FeatureWriter | None = None,
+    **options: Any,
+) -> Generator[list[Rollout], None, None]:
+    """Yield what :func:`sample` returns batch by batch, and remember none of it: memory does not grow with the questions."""
+    batches = sample_batches(
+        model, tokenizer, questions, n, out, record=features.recording if features is not None else None,
+        reread=lambda rollouts: features is not None and not features.holds(rollouts), **options,
+    )  # fmt: skip
     with closing(batches):
         for batch in batches:
             if features is not None and batch.states is not None and batch.offsets is not None:
                 features.add(batch.rollouts, batch.states, batch.offsets)
-            rollouts += batch.rollouts
-    return rollouts
+            yield batch.rollouts
 
 
 def sample_batches(
@@ -115,13 +133,14 @@ def sample_batches(
     progress: bool = False,
     record: Recording | None = None,
     reread: Callable[[list[Rollout]], bool] | bool = True,
+    workers: Workers | None = None,
     **generation_kwargs: Any,
 ) -> Generator[SampledBatch, None, None]:
     """Yield what :func:`sample` returns batch by batch, in the order of the questions, each when it is in ``out``.
 
     With ``record`` a batch sampled now has the hidden states of its generation. One that is in ``out``, or partly (begun
     with another batch size), is read again by one teacher-forced pass over its token ids, so that a resumed run sees the
-    states of every response; not if ``reread`` says no, of all or of a batch's rollouts: then ``states`` is None. States
+    states of every response; not if ``reread`` says no, of all or of a batch that is there: then ``states`` is None. States
     are plain tensors without a gradient. ``out`` is held until the generator is exhausted or closed. What cannot be
     sampled raises at once, ValueErrors about ``out`` at the first batch.
     """
@@ -138,80 +157,48 @@ def sample_batches(
     settings = sampling_settings(model, max(map(len, prompts)), n, max_new_tokens, generation_kwargs)
     sampling = {key: _jsonable(value) for key, value in settings.items()} | {"n": n, "seed": seed, "batch_size": batch_size}
     sampling |= {"chat_template_kwargs": template} if template else {}
-    identity = model_identity(model)
     guard = GuardedGrader(grade, grade_timeout) if grade is not None else None
+    drawing = Drawing(n, seed, settings, sampling, model_identity(model), record, guard)
+    runner = InProcess(model, tokenizer) if workers is None else workers
 
-    def draw(batch: list[Question], ids: list[list[int]], recording: Recording | None) -> tuple[list[Response], States | None]:
-        """Sample one batch: its responses, question after question, and their states if they are to be recorded."""
-        with ExitStack() as stack:
-            recorder = None
-            if recording is not None:
-                recorder = stack.enter_context(StateRecorder(model, recording.layers, recording.positions))
-            batch_seed = seed_for(seed, [question.question_id for question in batch])
-            rows = generate_responses(model, tokenizer, ids, n, batch_seed, settings, recorder)
-        responses = [response for row in rows for response in row]
-        return responses, recorder.packed([len(one.token_ids) for one in responses]) if recorder is not None else None
+    def planned(kept: KeptRollouts) -> Iterator[tuple[Draw, bool]]:
+        """Yield every batch with what is missing of it, and whether the states of what is in ``out`` are to be read again."""
+        for start in range(0, len(asked), batch_size):
+            draw = Draw(asked[start : start + batch_size], prompts[start : start + batch_size], [])
+            keys = _keys(draw, n)
+            missing = [place for place, key in enumerate(keys) if key not in kept]
+            again = record is not None and len(missing) < len(keys) and reread is not False
+            if again and not missing and callable(reread):
+                again = reread(kept.read(keys))
+            yield replace(draw, missing=missing), again
 
     def run() -> Generator[SampledBatch, None, None]:
         with ExitStack() as stack:
             file = stack.enter_context(LineAppender(out, begins='{"question_id": ')) if out is not None else None
-            existing = read_rollouts(out) if out is not None else []
-            check_existing(out, existing, asked, prompts, sampling, identity)
-            done = {(rollout.question_id, rollout.extra.get("sample")): rollout for rollout in existing}
-            grader = stack.enter_context(guard) if guard is not None else None
+            kept = KeptRollouts(out, checker(out, asked, prompts, sampling, drawing.identity))
+            plan = list(planned(kept))
+            tally = stack.enter_context(GradeTally()) if guard is not None else None
             bar = stack.enter_context(tqdm(total=len(asked), desc="sampling", unit="question", disable=not progress, delay=1))
-            for start in range(0, len(asked), batch_size):
-                batch, ids = asked[start : start + batch_size], prompts[start : start + batch_size]
-                held = [done.get((question.question_id, i)) for question in batch for i in range(n)]
-                missing = [place for place, rollout in enumerate(held) if rollout is None]
-                fresh, states = len(missing) == len(held), None
-                if missing:
-                    responses, states = draw(batch, ids, record if fresh else None)
-                    answers = [(batch[place // n], responses[place].text) for place in missing]
-                    grades = grader.grade(answers) if grader is not None else [Graded(None)] * len(answers)
-                    made = [
-                        _rollout(batch[place // n], ids[place // n], place % n, responses[place], graded, sampling, identity)
-                        for place, graded in zip(missing, grades, strict=True)
-                    ]
-                    if file is not None:
-                        file.append([rollout.to_json() for rollout in made])
-                    for place, rollout in zip(missing, made, strict=True):
-                        held[place] = rollout
-                rollouts = [rollout for rollout in held if rollout is not None]
-                if record is not None and not fresh and (reread(rollouts) if callable(reread) else reread):
-                    states = read_again(model, record, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts])
-                packed, offsets = states or (None, None)
-                yield SampledBatch(rollouts, packed, offsets, fresh)
-                bar.update(len(batch))
+            jobs = (
+                replace(draw, held=kept.read(_keys(draw, n)) if again else ()) for draw, again in plan if draw.missing or again
+            )
+            drawn = stack.enter_context(closing(runner.run(drawing, jobs)))
+            for draw, again in plan:
+                done = next(drawn) if draw.missing or again else Drawn([], None)
+                held = kept.read(_keys(draw, n))
+                if file is not None and done.made:
+                    file.append([rollout.to_json() for rollout in done.made])
+                if tally is not None:
+                    tally.count(done.made)
+                packed, offsets = done.states or (None, None)
+                yield SampledBatch(draw.whole(done.made, held, n), packed, offsets, fresh=not held)
+                bar.update(len(draw.questions))
 
     return run()
 
 
-def _rollout(
-    question: Question,
-    prompt_ids: list[int],
-    index: int,
-    response: Response,
-    graded: Graded,
-    sampling: Mapping[str, Any],
-    identity: Mapping[str, Any],
-) -> Rollout:
-    """Make the record of one response."""
-    grade = graded.grade
-    extra = {
-        "sample": index,
-        "reference": question.reference,
-        "token_logprobs": [round(value, 4) for value in response.token_logprobs],
-        "token_confidence": [round(value, 4) for value in response.token_confidence],
-        "self_certainty": response.self_certainty,
-        **({"question": dict(question.extra)} if question.extra else {}),
-        **({"grade_error": graded.error} if graded.error else {}),
-    }
-    return Rollout(
-        question.question_id, question.prompt, prompt_ids, response.text, response.token_ids, response.finish_reason,
-        grade.answer if grade else None, grade.label if grade else None, None, response.logprob_mean,
-        sampling, identity, extra,
-    )  # fmt: skip
+def _keys(draw: Draw, n: int) -> list[Key]:
+    return [(question.question_id, i) for question in draw.questions for i in range(n)]
 
 
 def _as_question(question: Question | Prompt, index: int) -> Question:

@@ -30,12 +30,17 @@ def check_trainable(labels: Sequence[tuple[str, int | None]]) -> None:
         )
 
 
+def mixed_questions(source: FeatureSource) -> Tensor:
+    """Return which questions have both right and wrong responses, ``[Q]`` by their numbers."""
+    size = torch.bincount(source.question)
+    right = torch.zeros(len(size)).index_add(0, source.question, source.labels.float())
+    return (right > 0) & (right < size)
+
+
 def split_questions(source: FeatureSource, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split question numbers into training and held-out; mixed questions are shared out alike, so that both sides have some."""
     generator = torch.Generator().manual_seed(seed)
-    size = torch.bincount(source.question)
-    right = torch.zeros(len(size)).index_add(0, source.question, source.labels.float())
-    mixed = (right > 0) & (right < size)
+    size, mixed = torch.bincount(source.question), mixed_questions(source)
     held_out = []
     for group in (mixed.nonzero().flatten(), (~mixed & (size > 0)).nonzero().flatten()):
         shuffled = group[torch.randperm(len(group), generator=generator)]

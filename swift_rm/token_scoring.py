@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from swift_rm.encoding import Prompt, Response, encode
+from swift_rm.encoding import Encoded, Prompt, Response, encode
 from swift_rm.identity import check_base_model
 from swift_rm.packing import packed_states
 from swift_rm.region import Flag
@@ -24,8 +24,8 @@ class ScoredTokens:
     """One response: its tokens, and gate (0..1) and reward of those that are read, ``token_ids[i] for i in read``.
 
     ``response_reward`` is the gated mean of the tokens' rewards, sum(gate * reward) / sum(gate); of several heads a token has
-    the means, and ``response_reward`` is made of each head's own. ``flag`` says why the whole response was read instead of
-    the configured region, or that its states are not finite.
+    the means, and ``response_reward`` is made of each head's own, ``heads [M]``. ``flag`` says why the whole response was
+    read instead of the configured region, or that its states are not finite.
     """
 
     token_ids: list[int]
@@ -34,6 +34,7 @@ class ScoredTokens:
     reward: list[float]
     response_reward: float
     flag: Flag | Literal["not_finite"] | None = None
+    heads: Sequence[float] = ()
 
 
 def score_tokens(
@@ -53,20 +54,37 @@ def score_tokens(
     """
     check_base_model(rm.config, model, tokenizer)
     encoded = encode(model, tokenizer, prompts, responses, rm.config.region, chat_template_kwargs)
+    return read_tokens(model, rm, encoded, batch_size=batch_size)
+
+
+def read_tokens(
+    model: PreTrainedModel, rm: SwiftRewardModel, encoded: Sequence[Encoded], *, batch_size: int = 32
+) -> list[ScoredTokens]:
+    """Compute what :func:`score_tokens` does of encoded responses."""
     scored: dict[int, ScoredTokens] = {}
     device = rm.head.weight.device
     with torch.inference_mode():
         for packed in packed_states(model, rm.config.layers, rm.config.position, encoded, batch_size=batch_size):
             layers, ends = [layer.to(device) for layer in packed.layers], packed.offsets.tolist()
             pooled, tokens = rm.head.rewards_and_tokens(layers, packed.offsets)
-            rewards, gate, reward = pooled.tolist(), tokens.gate.tolist(), tokens.reward.tolist()
+            rewards, heads = rm.head.combine(pooled).tolist(), pooled.tolist()
+            gate, reward = tokens.gate.tolist(), tokens.reward.tolist()
             for row, index in enumerate(packed.indices):
                 one, here = encoded[index], slice(ends[row], ends[row + 1])
                 flag = one.region.flag if abs(rewards[row]) < float("inf") else "not_finite"
                 ids = list(one.response_ids)
-                scored[index] = ScoredTokens(ids, one.region.tokens, gate[here], reward[here], rewards[row], flag)
+                scored[index] = ScoredTokens(ids, one.region.tokens, gate[here], reward[here], rewards[row], flag, heads[row])
             del packed, layers  # before the next batch is read
     return [scored[index] for index in range(len(encoded))]
+
+
+def token_columns(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], scored: ScoredTokens) -> dict[str, list[Any]]:
+    """Return a response's tokens as columns for a record: ``text``, ``gate`` and ``reward``, None where a token is not read."""
+    gate: list[float | None] = [None] * len(scored.token_ids)
+    reward: list[float | None] = [None] * len(scored.token_ids)
+    for place, g, r in zip(scored.read, scored.gate, scored.reward, strict=True):
+        gate[place], reward[place] = round(g, 4), round(r, 4)
+    return {"text": token_texts(tokenizer, scored.token_ids, prompt_ids), "gate": gate, "reward": reward}
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:

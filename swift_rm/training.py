@@ -6,13 +6,15 @@ import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swift_rm.commands import (
     Result,
     layers_of,
     listing,
     load,
+    open_model,
     open_task_of,
     parse_layers,
     read_rollout_files,
@@ -20,27 +22,36 @@ from swift_rm.commands import (
     watched,
 )
 from swift_rm.config import SwiftConfig
+from swift_rm.files import check_writable, write_whole
 from swift_rm.fit_settings import FitSettings
 from swift_rm.judging import Judged, best_of
-from swift_rm.plans import HeadPlan, bank_views, plan_grid
+from swift_rm.plans import HeadPlan, bank_layers, bank_views, plan_grid
 from swift_rm.reward_model import check_folder
 
 if TYPE_CHECKING:
     from swift_rm.feature_key import FeatureKey
+    from swift_rm.features import FeatureSource
     from swift_rm.rollouts import Rollout
     from swift_rm.views import View
 
-Trained = tuple[Sequence[Judged], Mapping[str, Any]]
 SOURCES = ("rollouts", "pairs", "features", "online")
-READ, SAMPLED = ("rollouts", "pairs"), ("online",)
+READ, STORED, SAMPLED = ("rollouts", "pairs"), ("rollouts", "pairs", "features"), ("online",)
 ONLY_WITH = {  # options that other sources would ignore
-    "batch_size": READ, "max_gib": READ, "skip_bad_lines": READ, "epochs": ("rollouts", "pairs", "features"),
+    "batch_size": READ, "max_gib": READ, "skip_bad_lines": READ, "epochs": STORED, "label_curve": STORED,
     "chat_template_kwargs": ("pairs", "online"),
     **dict.fromkeys(
         ("task", "questions", "grading", "grade_timeout", "n", "save_rollouts", "questions_per_batch", "replay", "replay_gib",
-         "temperature", "top_p", "top_k", "max_new_tokens"), SAMPLED,
+         "temperature", "top_p", "top_k", "max_new_tokens", "ray", "actors"), SAMPLED,
     ),
 }  # fmt: skip
+
+
+class Trained(NamedTuple):
+    """The heads, what is said of their training, and what gives the label curve of one of them, if it was asked for."""
+
+    judged: Sequence[Judged]
+    facts: Mapping[str, Any]
+    curve: Callable[[HeadPlan], dict[str, Any]] | None = None
 
 
 def train(args: Namespace) -> Result:
@@ -55,16 +66,26 @@ def train(args: Namespace) -> Result:
     ways: dict[str, Callable[[Namespace], Trained]] = {
         "rollouts": _from_rollouts, "pairs": _from_pairs, "features": _from_features, "online": _from_sampling,
     }  # fmt: skip
-    judged, facts = ways[given[0]](args)
+    if args.label_curve:
+        check_writable(args.label_curve, [*(args.rollouts or ()), *(args.pairs or ())])
+    judged, facts, curve = ways[given[0]](args)
     best = best_of(judged)
     best.rm.save_pretrained(args.out)
     data = {
         "out": args.out, "parameters": best.row["parameters"], **best.rm.config.training, **facts,
     }  # fmt: skip
+    stopped = None
+    if curve is not None:
+        try:
+            write_whole(args.label_curve, json.dumps(curve(best.plan), indent=2) + "\n")
+            data["label_curve"] = args.label_curve
+        except KeyboardInterrupt:
+            stopped = f"stopped; the reward model is in {args.out}, but there is no label curve"
     if len(judged) == 1:
-        return Result(listing(data), data)
+        return Result(listing(data), data, stopped=stopped)
     data = {**data, "head": best.plan.name, "heads": [one.row for one in judged]}
-    return Result(f"{listing({key: value for key, value in data.items() if key != 'heads'})}\n\n{heads_table(judged)}", data)
+    text = f"{listing({key: value for key, value in data.items() if key != 'heads'})}\n\n{heads_table(judged)}"
+    return Result(text, data, stopped=stopped)
 
 
 def _refuse_ignored(args: Namespace, source: str) -> None:
@@ -139,24 +160,46 @@ def _from_pairs(args: Namespace) -> Trained:
     rollouts = pairs_to_rollouts(
         tokenizer, pairs, args.chat_template_kwargs, model=model, skip_bad_lines=args.skip_bad_lines, skipped=skipped
     )
-    judged, facts = _fit(args, model, tokenizer, rollouts)
-    return judged, {"pairs": len(pairs), **facts, **{f"skipped_{what}": count for what, count in skipped.items()}}
+    trained = _fit(args, model, tokenizer, rollouts)
+    facts = {"pairs": len(pairs), **trained.facts, **{f"skipped_{what}": count for what, count in skipped.items()}}
+    return trained._replace(facts=facts)
 
 
 def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> Trained:
-    from swift_rm.fit import fit_rollouts
+    from swift_rm.fit import describe_plans, read_rollouts_for
 
     graded = [rollout for rollout in rollouts if rollout.label is not None]
     ungraded = len(rollouts) - len(graded)
-    return fit_rollouts(
-        model, tokenizer, graded, _plans_for(args, model), forward_batch_size=args.batch_size,
+    plans = describe_plans(_plans_for(args, model), model, tokenizer)
+    features = read_rollouts_for(
+        plans, model, tokenizer, graded, forward_batch_size=args.batch_size,
         max_bytes=int(args.max_gib * 2**30) if args.max_gib else None, progress=watched(),
-    ), ({"ungraded_responses": ungraded} if ungraded else {})  # fmt: skip
+    )  # fmt: skip
+    facts = {"ungraded_responses": ungraded} if ungraded else {}
+    return _fit_states(args, features, plans, bank_layers(plans), bank_views(plans), facts, [one.answer for one in graded])
+
+
+def _fit_states(
+    args: Namespace,
+    source: FeatureSource,
+    plans: Sequence[HeadPlan],
+    layers: Sequence[int],
+    views: Sequence[View],
+    facts: Mapping[str, Any],
+    answers: Sequence[str | None] | None = None,
+) -> Trained:
+    from swift_rm.fit import fit_bank
+    from swift_rm.label_curve import label_counts, label_curve
+
+    curve = None
+    if args.label_curve:
+        label_counts(source, plans[0])  # refuses too few questions before the heads are trained
+        curve = partial(label_curve, source, layers=layers, views=views, answers=answers, progress=watched())
+    return Trained(fit_bank(source, plans, layers, views, progress=watched()), facts, curve)
 
 
 def _from_features(args: Namespace) -> Trained:
     from swift_rm.feature_store import FeatureStore
-    from swift_rm.fit import fit_bank
 
     key = FeatureStore(args.features, verify=False).key
     config = key.config(args.position, args.region, gate=not args.no_gate)
@@ -166,7 +209,7 @@ def _from_features(args: Namespace) -> Trained:
     views = bank_views(plans)
     store = FeatureStore(args.features, views, _tokenizer(args, key, views))
     facts = {"shards": len(store), **({"ungraded_responses": store.ungraded} if store.ungraded else {})}
-    return fit_bank(store, plans, key.layers, views, progress=watched()), facts
+    return _fit_states(args, store, plans, key.layers, views, facts)
 
 
 def _tokenizer(args: Namespace, key: FeatureKey, views: Sequence[View]) -> Any:
@@ -195,16 +238,11 @@ def _from_sampling(args: Namespace) -> Trained:
 
     if args.task is None:
         raise ValueError("--online needs the questions: --task")
-    model, tokenizer = load(args)
-    questions, grade, close = open_task_of(args, tokenizer)
-    try:
+    with open_model(args) as (model, tokenizer, workers), open_task_of(args, tokenizer) as (questions, grade):
         done = fit_online(
             model, tokenizer, questions, _plans_for(args, model), args.n, grade=grade, out=args.save_rollouts,
             replay=args.replay, replay_bytes=int(args.replay_gib * 2**30), batch_size=args.questions_per_batch, seed=args.seed,
             grade_timeout=args.grade_timeout, max_new_tokens=args.max_new_tokens, progress=watched(),
-            chat_template_kwargs=args.chat_template_kwargs,
-            **sampling_of(args),
+            chat_template_kwargs=args.chat_template_kwargs, workers=workers, **sampling_of(args),
         )  # fmt: skip
-    finally:
-        close()
-    return done.judged, done.facts
+    return Trained(done.judged, done.facts)

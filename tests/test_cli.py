@@ -48,7 +48,7 @@ def test_sample_train_score_evaluate_by_hand(capsys, sampled, tmp_path):
     assert (report["questions"], report["n"]) == (60, 4)
     for rule in ("first", "majority", "mean_logprob", "swift_best", "swift_vote", "oracle"):
         assert set(report["accuracy"][rule]) == {"value", "low", "high"}
-    assert "60 questions, 4 responses each." in (tmp_path / "rm" / "README.md").read_text()
+    assert "60 questions, 4 responses each" in (tmp_path / "rm" / "README.md").read_text()
     code, out, _ = run(capsys, "evaluate", scored)
     assert code == 0
     assert "swift_best" in out
@@ -158,7 +158,9 @@ def test_misuse_is_one_sentence_on_stderr_and_exit_code_2(capsys, tmp_path, argu
 
 def test_files_of_the_same_questions_are_joined_and_of_others_under_the_same_id_told_apart(capsys, sampled, tmp_path):
     records = [json.loads(line) for line in sampled.read_text().splitlines()]
-    (tmp_path / "again.jsonl").write_text(sampled.read_text())
+    again = [{**record, "sampling": {**record["sampling"], "seed": 1}} for record in records]
+    (tmp_path / "again.jsonl").write_text("".join(json.dumps(record) + "\n" for record in again))
+    (tmp_path / "copy.jsonl").write_text(sampled.read_text())
     others = [{**record, "prompt_ids": [*record["prompt_ids"], 7]} for record in records]
     (tmp_path / "others.jsonl").write_text("".join(json.dumps(record) + "\n" for record in others))
     code, out, _ = run(capsys, "evaluate", sampled, tmp_path / "again.jsonl", "--json")
@@ -167,6 +169,9 @@ def test_files_of_the_same_questions_are_joined_and_of_others_under_the_same_id_
     code, out, _ = run(capsys, "evaluate", sampled, tmp_path / "others.jsonl", "--json")
     assert code == 0
     assert (json.loads(out)["questions"], json.loads(out)["n"]) == (120, 4)
+    code, _, error = run(capsys, "evaluate", sampled, tmp_path / "copy.jsonl", "--json")
+    assert code == 2
+    assert "240 responses are given twice" in error
 
 
 def test_what_cannot_be_read_in_score_is_flagged_or_named_by_its_line(capsys, sampled, tmp_path):
@@ -177,6 +182,34 @@ def test_what_cannot_be_read_in_score_is_flagged_or_named_by_its_line(capsys, sa
     assert code == 2
     assert "in.jsonl:3: neither 'response_ids' nor 'response'" in error
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_scoring_again_leaves_nothing_of_an_earlier_reward_model(capsys, sampled, tmp_path):
+    once, old, twice = tmp_path / "once.jsonl", tmp_path / "old.jsonl", tmp_path / "twice.jsonl"
+    options = ["score", "--model", "tiny-reasoner", "--reward-model", "tiny-reasoner-reward", "--json"]
+    run(capsys, *options, "--input", sampled, "--out", once)
+    said = {"reward_spread": 9.0, "flag": "not_finite", "tokens": {"text": ["OLD"], "gate": [1.0], "reward": [1.0]}}
+    old.write_text("".join(json.dumps(json.loads(line) | said) + "\n" for line in once.read_text().splitlines()))
+    run(capsys, *options, "--input", old, "--out", twice)
+    assert twice.read_bytes() == once.read_bytes()
+    run(capsys, *options, "--input", old, "--out", twice, "--tokens")
+    for line in twice.read_text().splitlines():
+        record = json.loads(line)
+        tokens = record["tokens"]
+        assert "".join(tokens["text"]).replace("<eos>", "").endswith(record["response"][-5:])
+        pairs = [pair for pair in zip(tokens["gate"], tokens["reward"], strict=True) if pair[0] is not None]
+        mean = sum(gate * reward for gate, reward in pairs) / sum(gate for gate, _ in pairs)
+        assert mean == pytest.approx(record["reward"], abs=0.02)
+
+
+def test_a_place_that_cannot_be_written_and_half_a_surrogate_lose_no_scoring(capsys, sampled, tmp_path):
+    options = ["score", "--model", "tiny-reasoner", "--reward-model", "tiny-reasoner-reward"]
+    assert main([*options, "--input", str(sampled), "--out", str(tmp_path)]) == 2
+    assert "is a folder, so no file can be written there" in capsys.readouterr().err
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(sampled.read_text().splitlines()[0].replace('"question_id": "', '"question_id": "\\ud800\u00e9') + "\n")
+    assert main([*options, "--input", str(odd), "--out", str(tmp_path / "scored.jsonl")]) == 0
+    assert json.loads((tmp_path / "scored.jsonl").read_bytes())["question_id"].startswith("\ud800\u00e9")
 
 
 def test_a_reward_model_is_not_saved_over_a_language_model(capsys, sampled, tmp_path):

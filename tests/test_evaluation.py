@@ -212,6 +212,7 @@ def test_to_dict_is_json_with_the_keys_scripts_rely_on():
         "unparsable",
         "mixed_questions",
         "tokens_per_response",
+        "calibration",
     ]
     assert set(result["accuracy"]["swift_best"]) == {"value", "low", "high"}
     assert [point["k"] for point in result["curves"]["majority"]] == [1, 2, 3]

@@ -161,7 +161,8 @@ def test_a_full_disk_leaves_the_labels_as_they_were(tmp_path):
 
 # One process that has imported everything forks the writers: each starts at once.
 KILLER = """
-import os, random, signal, sys, time
+import os, random, signal, sys, threading, time, tqdm
+tqdm.tqdm.set_lock(threading.RLock())  # its own one is shared with children, and one that is killed may hold it
 sys.path[:0] = {paths!r}
 from feature_stores import fill, make_key
 from swift_rm.feature_store import FeatureStore
@@ -193,7 +194,7 @@ def test_a_writer_killed_at_any_moment_goes_on_to_the_same_store(tmp_path):
     program = KILLER.format(paths=[str(Path(__file__).parent), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "whole"), str(tmp_path / "killed")],
-        check=True, timeout=300, capture_output=True, text=True,
+        check=True, timeout=300, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     seen = list(map(int, done.stdout.split()))
     assert seen == sorted(seen), "a kill lost a shard that had been written"

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import pytest
 
 from swift_rm.appending import LineAppender
-from swift_rm.files import write_whole
+from swift_rm.files import check_writable, write_whole
 
 BEGINS = '{"id": '
 
@@ -32,6 +32,33 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
         write_whole(tmp_path / "a.json", "new")
     assert (tmp_path / "a.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_what_cannot_be_written_is_found_before_the_long_work(tmp_path):
+    check_writable(tmp_path / "new" / "folders" / "a.json")
+    assert list((tmp_path / "new/folders").iterdir()) == [], "nothing is left there"
+    (tmp_path / "file").write_text("old")
+    check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "old"
+    for path, error, words in (
+        (tmp_path, IsADirectoryError, "is a folder"),
+        (tmp_path / "file" / "a.json", OSError, r"a\.json cannot be written: File exists"),
+        ("/proc/swift/a.json", OSError, r"/proc/swift/a\.json cannot be written"),
+    ):
+        with pytest.raises(error, match=words):
+            check_writable(path)
+
+
+def test_a_file_to_read_is_not_to_be_written(tmp_path):
+    (tmp_path / "in.jsonl").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "in.jsonl")
+    os.link(tmp_path / "in.jsonl", tmp_path / "hard")
+    for name in ("in.jsonl", "link", "hard", "../" + tmp_path.name + "/in.jsonl"):
+        with pytest.raises(ValueError, match="is a file to read, which writing would replace"):
+            check_writable(tmp_path / name, [None, tmp_path / "other", tmp_path / "in.jsonl"])
+    check_writable(tmp_path / "out.jsonl", [None, tmp_path / "in.jsonl"])
+    with pytest.raises(ValueError, match=r"later\.json is a file to read"):
+        check_writable(tmp_path / "later.json", [tmp_path / "later.json"])  # two outputs, one place
 
 
 def test_half_a_last_line_is_cut_off_on_entry(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from swift_rm import sample
-from swift_rm.grading import GuardedGrader
-from swift_rm.rollouts import read_rollouts
+from swift_rm.grading import GradeTally, GuardedGrader
+from swift_rm.rollouts import Rollout, read_rollouts
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tasks.math_grading import MathGrader
 from swift_rm.tasks.task import Grade, Question
@@ -21,6 +21,11 @@ from swift_rm.time_limit import call_within
 
 QUESTION = Question("q7", "1+1", "2")
 RIGHT = Grade("2", 1)
+
+
+def recorded(graded):
+    """Return the record of a graded answer, as sampling makes it."""
+    return Rollout("q7", "1+1", [1], "2", [2], "stop", extra={"grade_error": graded.error} if graded.error else {})
 
 
 def in_a_thread(function):
@@ -104,10 +109,11 @@ def test_an_answer_that_cannot_be_graded_is_left_out_and_counted_once(where):
         return {"good": RIGHT, "none": None, "bool": True, "half": Grade("2", 0.5), "odd": Grade(2, 1)}[response]
 
     def run():
-        with warnings.catch_warnings(record=True) as told, GuardedGrader(grade, 0.2) as grader:
+        with warnings.catch_warnings(record=True) as told, GradeTally() as tally:
             warnings.simplefilter("always")
             names = ["good", "bad", "slow", "none", "bool", "half", "odd", "good"]
-            found = grader.grade([(QUESTION, name) for name in names])
+            found = GuardedGrader(grade, 0.2).grade([(QUESTION, name) for name in names])
+            tally.count([recorded(one) for one in found])
         return found, told
 
     found, told = where(run)
@@ -135,9 +141,7 @@ def test_an_answer_that_cannot_be_graded_is_left_out_and_counted_once(where):
     ],
 )  # fmt: skip
 def test_a_label_of_any_kind_of_number_is_recorded_as_an_int(given, label):
-    with warnings.catch_warnings(), GuardedGrader(lambda question, response: Grade("2", given)) as grader:
-        warnings.simplefilter("ignore")
-        one = grader.grade([(QUESTION, "2")])[0]
+    one = GuardedGrader(lambda question, response: Grade("2", given)).grade([(QUESTION, "2")])[0]
     assert (one.grade is None) == (one.error is not None) == (label is None)
     if one.grade is not None:
         assert type(one.grade.label) is int and one.grade == Grade("2", label)
@@ -153,9 +157,9 @@ def test_a_grader_that_is_down_costs_three_limits_a_batch_and_is_asked_again():
             time.sleep(10)
         return RIGHT
 
-    with pytest.warns(UserWarning, match="9 of 12"), GuardedGrader(grade, 0.05) as grader:
-        rows = grader.grade([(QUESTION, text) for text in ("a", "b", "good", "c", "d", "e", "f", "good", "g")])
-        again = grader.grade([(QUESTION, text) for text in ("good", "h", "good")])
+    grader = GuardedGrader(grade, 0.05)
+    rows = grader.grade([(QUESTION, text) for text in ("a", "b", "good", "c", "d", "e", "f", "good", "g")])
+    again = grader.grade([(QUESTION, text) for text in ("good", "h", "good")])
     assert "".join(asked) == "abgoodcdegoodhgood"
     assert rows[-1].error == "not tried: the grader had hung on 3 answers in a row"
     assert [one.grade for one in again] == [RIGHT, None, RIGHT]
@@ -165,8 +169,7 @@ def test_long_reasons_are_one_short_line():
     def grade(question, response):
         raise ValueError("line\n" * 100)
 
-    with pytest.warns(UserWarning, match="1 of 1"), GuardedGrader(grade) as grader:
-        error = grader.grade([(QUESTION, "x")])[0].error
+    error = GuardedGrader(grade).grade([(QUESTION, "x")])[0].error
     assert len(error) == 160 and "\n" not in error and error.endswith("...")
 
 
@@ -185,8 +188,7 @@ def test_the_math_grader_works_under_the_guard(where):
             return Grade(response, int(bool(math.grade(question.reference, response))))
 
         def run():
-            with GuardedGrader(grade) as grader:
-                return grader.grade([(QUESTION, "\\frac{4}{2}"), (QUESTION, "3")])
+            return GuardedGrader(grade).grade([(QUESTION, "\\frac{4}{2}"), (QUESTION, "3")])
 
         assert [one.grade.label for one in where(run)] == [1, 0]
 

@@ -14,7 +14,6 @@ from head_table import Measured, Setting, cells, table, verdict
 from head_variants import ENSEMBLE, PESSIMISTIC, VIEWS, bank_rewards, head_plans
 from question_figures import FIGURES, TestQuestions
 from rival_rows import rival_rows
-from seed_intervals import SeedResamples, pooled
 from text_table import Table, shown
 from worlds import Asked, Sampled, draw_questions, sampled
 
@@ -22,9 +21,9 @@ from swift_rm import SwiftConfig
 from swift_rm.features import Features
 from swift_rm.fit import fit_bank
 from swift_rm.fit_settings import FitSettings
-from swift_rm.intervals import Resamples
 from swift_rm.rollouts import Rollout
 from swift_rm.rules import rule_curves
+from swift_rm.seed_intervals import SeedResamples
 
 HIDDEN, LAYERS = 4, (0, 1, 2, 3, 4)
 
@@ -43,44 +42,6 @@ def make_features(questions=20, responses=6, seed=0):
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         masks[start + 1 : end, 0] = masks[start : end - 1, 1] = masks[end - 2 : end, 2] = masks[start + 3, 3] = True
     return Features(states, offsets, labels, question, masks=masks, views=VIEWS)
-
-
-def test_seed_intervals_are_the_loop_over_resamples():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(3, 7))
-    values[:, 2] = np.nan
-    one = SeedResamples(3, 7, bootstrap=20)
-    for row, figure in enumerate(one.figures(values)):
-        seeds = np.repeat(np.arange(3), one.seeds[row].astype(int))
-        questions = np.repeat(np.arange(7), one.questions[row].astype(int))
-        assert figure == pytest.approx(np.nanmean([[values[s, q] for q in questions] for s in seeds]))
-    assert one.figures(values)[0] == pytest.approx(np.nanmean(values))
-
-
-def test_seed_intervals_cover_seeds_and_questions():
-    rng = np.random.default_rng(1)
-    only_questions = np.tile(rng.normal(size=(1, 40)), (5, 1))
-    only_seeds = np.tile(rng.normal(size=(5, 1)), (1, 40))
-    one, plain = SeedResamples(5, 40, bootstrap=20_000), Resamples(40, bootstrap=20_000)
-    expected = plain.interval(plain.ratio(only_questions[0]))
-    found = one.interval(one.figures(only_questions))
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    variance = one.figures(only_seeds)[1:].var()
-    assert variance == pytest.approx(only_seeds[:, 0].var(ddof=1) / 5, rel=0.05), "few seeds do not make it narrower"
-    both, width = one.figures(only_questions + only_seeds), found.high - found.low
-    assert one.interval(both).high - one.interval(both).low > width
-
-
-def test_settings_share_the_questions_but_not_the_seeds():
-    first, second, other = SeedResamples(5, 9), SeedResamples(5, 9, seed_seed=1), SeedResamples(5, 9, question_seed=1)
-    assert (first.questions == second.questions).all() and not (first.seeds == second.seeds).all()
-    assert not (first.questions == other.questions).all()
-    values = np.random.default_rng(2).normal(size=(5, 9))
-    together = pooled([first, second], [values, values + 2])
-    assert together.value == pytest.approx(values.mean() + 1)
-    assert together.low < together.value < together.high
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        SeedResamples(0, 9)
 
 
 def test_figures_are_those_of_the_evaluation():

@@ -1,9 +1,12 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from swift_rm.baselines import mean_logprob, min_logprob
+from swift_rm.evaluation import evaluate
 from swift_rm.rollouts import Rollout, group_by_question, read_rollouts
 
 
@@ -20,6 +23,23 @@ def test_numbers_that_json_lacks_become_null(make_rollout):
     assert json.loads(line)["token_logprobs"] == [None, -1.0]
 
 
+def test_whole_numbers_are_read_as_floats_and_nulls_and_nan_stay(make_rollout):
+    given = {
+        "reward": 10**30,
+        "logprob_mean": None,
+        "probability": 1,
+        "self_certainty": math.nan,
+        "token_logprobs": [0, None, -1.5],
+    }
+    read = Rollout.from_dict({**json.loads(make_rollout().to_json()), **given})
+    assert (read.reward, read.logprob_mean, read.extra["probability"]) == (1e30, None, 1.0)
+    assert [type(one) for one in (read.reward, read.extra["probability"])] == [float, float]
+    assert math.isnan(read.extra["self_certainty"])
+    assert mean_logprob(replace(read, extra={"token_logprobs": [0, -1]})) == -0.5
+    assert math.isnan(min_logprob(read))  # a null among them
+    assert evaluate([read], bootstrap=5).to_dict()["auroc_within"] is not None
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -30,6 +50,27 @@ def test_numbers_that_json_lacks_become_null(make_rollout):
         ({"response_ids": ["a"]}, r"r\.jsonl:2: .*'response_ids' must be a list of token ids"),
         ({"label": 2}, r"r\.jsonl:2: .*'label' must be 1, 0 or null, got 2"),
         ({"reward": "high"}, r"r\.jsonl:2: .*'reward' must be a number or null, got 'high'"),
+        ({"reward": True}, r"r\.jsonl:2: .*'reward' must be a number or null, got True"),
+        ({"reward": 10**400}, r"r\.jsonl:2: .*'reward' must be a number that a float can hold, got 1000"),
+        ({"logprob_mean": -(10**400)}, r"r\.jsonl:2: .*'logprob_mean' must be a number that a float can hold, got -1000"),
+        ({"probability": 10**400}, r"r\.jsonl:2: .*'probability' must be a number that a float can hold"),
+        ({"probability": "high"}, r"r\.jsonl:2: .*'probability' must be a number or null, got 'high'"),
+        ({"probability": [0.5]}, r"r\.jsonl:2: .*'probability' must be a number or null, got \[0.5\]"),
+        ({"self_certainty": {}}, r"r\.jsonl:2: .*'self_certainty' must be a number or null, got {}"),
+        ({"token_logprobs": "x"}, r"r\.jsonl:2: .*'token_logprobs' must be a list of numbers or null, got 'x'"),
+        ({"token_logprobs": 3}, r"r\.jsonl:2: .*'token_logprobs' must be a list of numbers or null, got 3"),
+        ({"token_confidence": [1.0, None, "2"]}, r"r\.jsonl:2: .*'token_confidence\[2\]' must be a number or null, got '2'"),
+        ({"token_confidence": [[1.0]]}, r"r\.jsonl:2: .*'token_confidence\[0\]' must be a number or null, got \[1.0\]"),
+        ({"token_logprobs": [0, -(10**400)]}, r"r\.jsonl:2: .*'token_logprobs\[1\]' must be a number that a float can hold"),
+        ({"answer": ["a"]}, r"r\.jsonl:2: .*'answer' must be text or null, got \['a'\]"),
+        ({"answer": 5}, r"r\.jsonl:2: .*'answer' must be text or null, got 5"),
+        ({"model": "tiny"}, r"r\.jsonl:2: .*'model' must be an object, got 'tiny'"),
+        ({"model": {"id": ["tiny"]}}, r"r\.jsonl:2: .*'model' must have its id as text, got \['tiny'\]"),
+        ({"sampling": None}, r"r\.jsonl:2: .*'sampling' must be an object, got None"),
+        ({"prompt_ids": [1, True]}, r"r\.jsonl:2: .*'prompt_ids' must be a list of token ids"),
+        ({"response_ids": [10**30]}, r"r\.jsonl:2: .*'response_ids' must be a list of token ids"),
+        ({"response_ids": [[1]]}, r"r\.jsonl:2: .*'response_ids' must be a list of token ids"),
+        ("[" * 100_000, r"r\.jsonl:2: not valid JSON"),
     ],
 )
 def test_a_bad_line_is_reported_with_file_and_line_or_skipped_and_counted(make_rollout, tmp_path, line, message):

@@ -66,6 +66,26 @@ def test_the_training_benchmark_prints_its_figures():
     assert abs(figures["int8_auroc_loss"]) < 0.1 and figures["int8"]["bytes_share"] < 0.27
 
 
+def test_the_ray_benchmark_loses_and_doubles_nothing_when_workers_and_drivers_are_killed():
+    figures = json.loads(run(ROOT / "benchmarks/ray_scaling.py", "--quick", "--json"))
+    assert figures["speedup_two_actors"] > 0 and figures["responses_per_second"]["one"] > 0 and figures["ray_overhead"] < 1
+    assert (figures["kills"], figures["driver_kills"]) == (2, 1)
+    nothing = {
+        name: figures[name] for name in ("records_lost", "records_doubled", "rewards_differ", "features_lost", "features_doubled")
+    }
+    assert set(nothing.values()) == {0}, nothing
+    assert figures["features_error"] < 0.01
+    assert figures["file_equals_one_process"] is True
+    assert figures["processes_left"] == 0
+
+
+def test_the_page_benchmark_prints_its_figures():
+    figures = json.loads(run(ROOT / "benchmarks/report_page.py", "--quick", "--json"))
+    for name in ("short", "long"):
+        assert 0 < figures[name]["megabytes"] < 1 and figures[name]["shown"]["candidates"] == 320
+        assert figures[name]["shown"]["shaded"] == 320 and figures[name]["shown"]["shortened"] == 0
+
+
 def test_the_models_can_be_made_from_nothing(tmp_path):
     trainer, out = ROOT / "examples/train_tiny_reasoner.py", tmp_path / "lm"
     log = run(trainer, "--scale", 0.25, "--layers", 2, "--width", 32, "--last", "sums", "--out", out)

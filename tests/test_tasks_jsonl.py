@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,20 @@ def test_math_is_read_as_published_and_graded_by_the_kind_of_reference(tmp_path:
         # A file with mathematics may also use it for number references.
         assert task.grade(divisors, r"\boxed{9}") == Grade("9", 1)
         assert task.grade(divisors, r"\boxed{\sqrt{81}}") == Grade(r"\sqrt{81}", 1)
+
+
+def test_a_pickled_copy_grades_alike_and_carries_no_questions(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify")
+    with load(tmp_path, MATH, MATH_WORD, timeout_s=20.0, workers=2) as task:
+        sine, word = task.questions()
+        assert task.grade(sine, r"$\boxed{\sqrt{1/2}}$").label == 1  # its worker runs
+        packed = pickle.dumps(task.grade)
+        assert len(packed) < 2000 and b"average speed" not in packed
+        grade = pickle.loads(packed)
+        assert grade(sine, r"$\boxed{\frac{1}{\sqrt{2}}}$") == Grade(r"\frac{1}{\sqrt{2}}", 1)
+        assert grade(word, "The answer is carla.") == Grade("carla", 0)
+        grade.__self__.close()
+        assert list(grade.__self__.questions()) == [] and task.grade(word, "The answer is evelyn.").label == 1
 
 
 def test_an_answer_that_hangs_is_unparsable_and_counted(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from swift_rm.page import POLICY, visible
 from swift_rm.token_view import (
     DARK,
     GATE_STEPS,
     LIGHT,
-    POLICY,
     REWARD_STEPS,
     SHADES,
     CandidateView,
@@ -22,7 +22,6 @@ from swift_rm.token_view import (
     TokenView,
     colour,
     render_page,
-    visible,
 )
 
 HOSTILE = [

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import pytest
@@ -112,6 +113,46 @@ def test_the_last_two_layers_are_read_unless_told_otherwise_and_all_of_a_store(s
     assert found == {"two": (3, 4), "bank": (0, 1, 2, 3, 4), "store": (0, 1, 2, 3, 4)}
 
 
+def test_a_label_curve_reads_the_states_once_and_judges_on_the_held_out_questions(sampled, tmp_path, capsys, monkeypatch):
+    fit = importlib.import_module("swift_rm.fit")  # the package has a function of that name
+    reads, read = [], fit.extract_features
+    monkeypatch.setattr(fit, "extract_features", lambda *args, **kwargs: reads.append(1) or read(*args, **kwargs))
+    curves = {}
+    sources = {"read": ["--rollouts", sampled / "rollouts.jsonl", *TINY], "stored": ["--features", sampled / "features"]}
+    for name, source in sources.items():
+        file = tmp_path / name / "curve.json"
+        more = ["--label-curve", file, "--epochs", 4, "--position", "token", "--bank", BANK, "--json"]
+        data, _ = command(capsys, "train", *source, "--out", tmp_path / "rm", *more)
+        curves[name] = json.loads(file.read_text())
+        assert data["label_curve"] == str(file) and curves[name]["validation_questions"] == data["validation_questions"]
+        assert [row["questions"] for row in curves[name]["label_efficiency"]][-1] == data["questions"]
+    assert reads == [1]
+    assert (curves["read"]["seeds"], curves["read"]["n"]) == (3, 4)
+    assert {tuple(row) for row in curves["read"]["label_efficiency"]} == {("questions", "auroc", "best", "shrunk")}
+    assert {tuple(row) for row in curves["stored"]["label_efficiency"]} == {("questions", "auroc", "best")}, "it has no answers"
+
+
+def test_a_label_curve_that_cannot_be_is_refused_before_training_and_one_that_is_stopped_costs_no_head(
+    sampled, tmp_path, capsys, monkeypatch
+):
+    curve = importlib.import_module("swift_rm.label_curve")
+    arguments = ["train", "--features", sampled / "features", "--epochs", 1, "--out", tmp_path / "rm", "--label-curve"]
+    _, error = command(capsys, *arguments, tmp_path, code=2)
+    assert f"{tmp_path} is a folder" in error and error.count("\n") == 1
+    _, error = command(capsys, *arguments, sampled / "rollouts.jsonl" / "curve.json", code=1)
+    assert "rollouts.jsonl" in error and error.count("\n") == 1
+    _, error = command(capsys, *arguments, tmp_path / "c.json", "--validation", 0.9, code=2)
+    assert "a label curve trains on half of the" in error and not (tmp_path / "rm").exists()
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(curve, "train_bank", interrupted)
+    _, error = command(capsys, *arguments, tmp_path / "c.json", code=130)
+    assert f"stopped; the reward model is in {tmp_path / 'rm'}" in error and not (tmp_path / "c.json").exists()
+    assert SwiftRewardModel.from_pretrained(tmp_path / "rm").config.training["questions"] > 0
+
+
 def test_preference_pairs_train_a_reward(tmp_path, capsys):
     pairs = [{"prompt": f"{i % 90 + 10}+{i % 7 + 10}", "chosen": f"so {i % 10}", "rejected": f"hmm {i % 10}"} for i in range(120)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -144,6 +185,10 @@ def test_preference_pairs_train_a_reward(tmp_path, capsys):
         ),
         (["--online", *TINY, *SMALL, "--batch-size", "3"], "--batch-size goes with --rollouts or --pairs"),
         (["--features", "x", "--task", "homework"], "--task goes with --online, not with --features"),
+        (
+            ["--online", *TINY, *SMALL, "--label-curve", "curve.json"],
+            "--label-curve goes with --rollouts or --pairs or --features, not with --online",
+        ),
         (["--features", "x", "--max-gib", "1"], "--max-gib goes with --rollouts or --pairs"),
     ],
 )

@@ -46,7 +46,7 @@ class JsonlTask:
 
     A question that already is a list of chat messages is used as is. Raises ValueError for a file, field or option that
     does not fit, ImportError if the file needs math-verify and it is missing. Use it as a context manager, or `close`
-    it, to end the worker processes.
+    it, to end the worker processes. A pickled copy grades, in other processes say, and has no questions.
     """
 
     def __init__(
@@ -73,6 +73,9 @@ class JsonlTask:
         self._questions = [replace(question, prompt=self._prompt(question)) for question in read]
         kinds = {self._kind(question) for question in read}
         self.grader = MathGrader(timeout_s, workers) if "math" in kinds else None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_questions": []}
 
     def __len__(self) -> int:
         return len(self._questions)

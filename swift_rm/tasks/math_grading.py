@@ -47,6 +47,9 @@ class MathGrader:
         self._counting = threading.Lock()
         self._closed = False
 
+    def __reduce__(self) -> tuple[type[MathGrader], tuple[float, int]]:
+        return MathGrader, (self.timeout_s, len(self._workers))  # a copy elsewhere starts workers of its own
+
     @property
     def pids(self) -> list[int]:
         """Return the process ids of the workers that run."""

@@ -1,0 +1,110 @@
+"""`swift-rm score`: rewards, and tokens if asked for, of the responses in a file."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from swift_rm.encoding import Encoded, encode
+from swift_rm.identity import check_base_model
+from swift_rm.scoring import reward_spreads, score_heads
+from swift_rm.token_scoring import read_tokens, token_columns
+from swift_rm.workers import InProcess
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from swift_rm.commands import Result
+    from swift_rm.reward_model import SwiftRewardModel
+
+OURS = ("reward", "probability", "reward_spread", "tokens", "flag")  # what an earlier reward model may have said
+BATCHES_A_JOB = 8  # batches that are sorted by length together, wherever they are scored
+
+Columns = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How encoded responses are scored: a function of the model, the tokenizer and some responses.
+
+    It returns what each head gives each, ``[B, M]`` on the CPU, and with ``tokens`` each one's tokens in columns.
+    """
+
+    rm: SwiftRewardModel
+    batch_size: int
+    tokens: bool = False
+
+    def __call__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded]
+    ) -> tuple[Tensor, list[Columns] | None]:
+        """Score the responses."""
+        rm = self.rm.to(model.device)
+        if not self.tokens:
+            return score_heads(model, rm, encoded, batch_size=self.batch_size), None
+        scored = read_tokens(model, rm, encoded, batch_size=self.batch_size)
+        columns = [token_columns(tokenizer, one.prompt_ids, tokens) for one, tokens in zip(encoded, scored, strict=True)]
+        return torch.tensor([tokens.heads for tokens in scored]), columns
+
+
+def score(args: Namespace) -> Result:
+    """Add reward and probability to every record of a JSONL file, and its tokens' texts, gates and rewards if asked for."""
+    from swift_rm.commands import Result, listing, open_model, watched
+    from swift_rm.embedded import resolve
+    from swift_rm.files import check_writable, write_whole
+    from swift_rm.json_lines import json_line, read_json_lines
+    from swift_rm.reward_model import SwiftRewardModel
+    from swift_rm.rollouts import finite
+
+    records = read_json_lines(args.input)
+    prompts = [_either(args.input, number, record, "prompt") for number, record in records]
+    responses = [_either(args.input, number, record, "response") for number, record in records]
+    check_writable(args.out)
+    with open_model(args) as (model, tokenizer, workers):
+        rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model))
+        check_base_model(rm.config, model, tokenizer)
+        encoded = encode(model, tokenizer, prompts, responses, rm.config.region, args.chat_template_kwargs)
+        size = BATCHES_A_JOB * args.batch_size
+        jobs = [encoded[start : start + size] for start in range(0, len(encoded), size)]
+        runner = InProcess(model, tokenizer) if workers is None else workers
+        parts = []
+        with (
+            tqdm(total=len(encoded), desc="scoring", unit="response", disable=not watched(), delay=2) as bar,
+            closing(runner.run(Scoring(rm, args.batch_size, args.tokens), jobs)) as done,
+        ):
+            for job, part in zip(jobs, done, strict=True):
+                parts.append(part)
+                bar.update(len(job))
+    heads = torch.cat([part for part, _ in parts])
+    columns: Sequence[Columns | None] = [one for _, part in parts for one in part or ()] or [None] * len(records)
+    rewards: list[float] = rm.head.combine(heads).tolist()
+    scored = []
+    for (_, record), one, reward, spread, probability, tokens in zip(
+        records, encoded, rewards, reward_spreads(heads), rm.probability(rewards).tolist(), columns, strict=True
+    ):
+        flag = {"flag": "not_finite" if reward != reward else one.region.flag} if reward != reward or one.region.flag else {}
+        found = {"reward": reward, "probability": probability, **spread, **({"tokens": tokens} if tokens else {})}
+        known = {key: value for key, value in record.items() if key not in OURS}
+        scored.append({**known, **finite(found), **flag})
+    write_whole(args.out, "".join(json_line(record) + "\n" for record in scored))
+    flags = Counter(record["flag"] for record in scored if "flag" in record)
+    good = [reward for reward in rewards if reward == reward]
+    data = {"out": args.out, "responses": len(rewards), "mean_reward": sum(good) / max(1, len(good)), **flags}
+    return Result(listing(data), data)
+
+
+def _either(path: str, number: int, record: dict[str, Any], kind: str) -> Any:
+    """Return the token ids of a record's prompt or response, or else its text or messages."""
+    value = record.get(f"{kind}_ids") if record.get(f"{kind}_ids") is not None else record.get(kind)
+    if not isinstance(value, str | list):
+        raise ValueError(
+            f"{path}:{number}: neither '{kind}_ids' nor {kind!r} is there as ids, text or messages; it has {sorted(record)}"
+        )
+    return value
