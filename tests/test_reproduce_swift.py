@@ -135,7 +135,7 @@ def test_a_second_run_samples_fits_and_scores_nothing_again(copy, monkeypatch):
     shutil.rmtree(copy / "features")  # not needed any more when all heads are there
     for name in before.keys() & {"table.md", "results.json"}:
         (copy / name).unlink()
-    for place in ("swift_rm.sampling.generate_responses", "swift_heads.fit_bank", "swift_heads.score_heads"):
+    for place in ("swift_rm.drawing.generate_responses", "swift_heads.fit_bank", "swift_heads.score_heads"):
         monkeypatch.setattr(place, None)
     reproduce_swift.main(["--smoke", "--out", str(copy), *SIZES])
     assert {name: (copy / name).read_bytes() for name in before} == before
