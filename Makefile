@@ -23,13 +23,14 @@ types: $(STAMP)
 wheel: $(STAMP)
 	PYTHON=$(abspath $(BIN)/python) BASE_PYTHON=$(PYTHON) sh .ci/check_wheel
 
-# The embedded models again, from nothing, as they were made: about an hour and a half on two cores.
+# The embedded models again, from nothing, as they were made: about two hours on two cores.
 assets: $(STAMP)
 	$(BIN)/python examples/train_tiny_reasoner.py --last late --out swift_rm/assets/tiny-reasoner
 	$(BIN)/python examples/train_tiny_reasoner.py --init swift_rm/assets/tiny-reasoner --first polish --seed 1 --out swift_rm/assets/tiny-reasoner
 	$(BIN)/python examples/train_tiny_reward.py --out swift_rm/assets/tiny-reasoner-reward
 	$(BIN)/python examples/train_tiny_reward.py --prefixes 1 --questions 2000 --out swift_rm/assets/tiny-reasoner-progress
 	$(BIN)/python examples/train_tiny_reasoner.py --init swift_rm/assets/tiny-reasoner --grow 2 --worlds homework rewriting --out swift_rm/assets/tiny-reasoner-2
+	$(BIN)/python examples/train_tiny_thinker.py --out swift_rm/assets/tiny-thinker
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -11,12 +11,24 @@ import warnings
 from collections.abc import Sequence
 
 from swift_rm._version import __version__
-
-MODEL_HELP = "folder or Hub id of the language model; 'tiny-reasoner' is the one that comes with the package"
-TASK_HELP = "homework or rewriting (with :test, :test:hard), or a JSONL file with questions and answers"
-REGION_HELP = "'response', 'after:<marker>', e.g. after:</think>, or 'steps:<marker>': the tokens that complete a marker"
-BANK_HELP = 'train a grid of heads and keep the best, e.g. \'{"layers": ["all", "-1"], "loss": ["bce", "dpo"]}\''
-REWARD_HELP = "folder or Hub id of the reward model; 'tiny-reasoner-reward' comes with the package"
+from swift_rm.arguments import (
+    BANK_HELP,
+    MODEL_HELP,
+    REGION_HELP,
+    REWARD_HELP,
+    add_layers,
+    add_loading,
+    add_model,
+    add_ray,
+    add_sampling,
+    add_store,
+    add_task,
+    add_temperature,
+    add_template,
+    command,
+    path,
+)
+from swift_rm.hipo_arguments import add_hipo
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,40 +39,40 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"swift-rm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    demo = _command(commands, "demo", "sample, score and select with the embedded models, on fresh questions")
+    demo = command(commands, "demo", "sample, score and select with the embedded models, on fresh questions")
     demo.add_argument("--questions", type=int, help="number of held-out questions (default 300; 40 with --quick)")
     demo.add_argument("-n", type=int, default=16, help="responses per question (default 16)")
     demo.add_argument("--quick", action="store_true", help="fewer questions, a few seconds")
     demo.add_argument("--seed", type=int, default=0)
 
-    sample = _command(commands, "sample", "sample N responses per question into a rollout file; resumable")
-    _add_model(sample)
-    _add_task(sample, required=True)
+    sample = command(commands, "sample", "sample N responses per question into a rollout file; resumable")
+    add_model(sample)
+    add_task(sample, required=True)
     sample.add_argument("--out", required=True, help="rollout file (JSONL) to write or go on with")
     sample.add_argument("--features", help="folder of features to write or go on with: the states of what is sampled")
-    _add_layers(sample, None, "the last two")
-    _add_store(sample)
-    _add_sampling(sample, batch_size=16)
-    _add_ray(sample)
+    add_layers(sample, None, "the last two")
+    add_store(sample)
+    add_sampling(sample, batch_size=16)
+    add_ray(sample)
 
-    train = _command(commands, "train", "train reward heads on graded rollouts, pairs, a feature store, or while sampling")
-    _add_model(train, required=False)
+    train = command(commands, "train", "train reward heads on graded rollouts, pairs, a feature store, or while sampling")
+    add_model(train, required=False)
     source = train.add_argument_group("what to learn from, one of these")
     source.add_argument("--rollouts", nargs="+", help="graded rollout files (JSONL)")
     source.add_argument("--pairs", nargs="+", help="preference files (JSONL): prompt, chosen, rejected")
     source.add_argument("--features", help="folder that `sample --features` wrote: needs no language model")
     source.add_argument("--online", action="store_true", help="sample --task now and train on the states as they come")
     online = train.add_argument_group("with --online")
-    _add_task(online)
+    add_task(online)
     online.add_argument("--save-rollouts", help="rollout file (JSONL) to write or go on with")
     online.add_argument("--questions-per-batch", type=int, default=16, help="questions sampled at once (default 16)")
     online.add_argument("--replay", type=int, default=4, help="gradient steps on remembered states after each (default 4)")
     online.add_argument("--replay-gib", type=float, default=1.0, help="memory for them (default 1)")
-    _add_temperature(online)
-    _add_ray(online)
-    _add_template(train)
+    add_temperature(online)
+    add_ray(online)
+    add_template(train)
     train.add_argument("--out", required=True, help="folder of the reward model")
-    _add_layers(train, None, "the last two, or what the features hold")
+    add_layers(train, None, "the last two, or what the features hold")
     train.add_argument("--position", choices=("generating", "token"), help="default: generating, or what the features hold")
     train.add_argument("--region", default="response", help=REGION_HELP)
     train.add_argument("--no-gate", action="store_true", help="plain mean instead of the gated mean")
@@ -75,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--prefixes", type=float, default=0.0, help="share of the loss over unfinished responses, to guide pruning"
     )
     train.add_argument(
-        "--label-curve", metavar="FILE", type=_path, help="also train on fewer questions and write what each number gives (JSON)"
+        "--label-curve", metavar="FILE", type=path, help="also train on fewer questions and write what each number gives (JSON)"
     )
     train.add_argument("--lr", type=float, default=0.01)
     train.add_argument("--epochs", type=int, default=40)
@@ -87,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--skip-bad-lines", action="store_true", help="count invalid lines instead of stopping")
     train.set_defaults(usual={action.dest: action.default for action in train._actions})
 
-    score = _command(commands, "score", "add rewards to responses in a JSONL file")
-    _add_model(score)
+    score = command(commands, "score", "add rewards to responses in a JSONL file")
+    add_model(score)
     score.add_argument("--reward-model", required=True, help=REWARD_HELP)
     score.add_argument("--input", required=True, help="JSONL with prompt and response (ids, where present, are what is read)")
     score.add_argument("--out", required=True, help="JSONL file to write: the same records with reward and probability")
@@ -96,39 +108,39 @@ def build_parser() -> argparse.ArgumentParser:
         "--tokens", action="store_true", help="also keep each token's text, gate and reward, for the report's page"
     )
     score.add_argument("--batch-size", type=int, default=32)
-    _add_template(score)
-    _add_ray(score)
+    add_template(score)
+    add_ray(score)
 
-    evaluate = _command(commands, "evaluate", "measure rewards and baselines on graded, scored rollouts")
+    evaluate = command(commands, "evaluate", "measure rewards and baselines on graded, scored rollouts")
     evaluate.add_argument("rollouts", nargs="+", help="scored rollout files (JSONL)")
     evaluate.add_argument("-n", type=int, help="read the first n responses of each question")
     evaluate.add_argument("--deepconf-window", type=int, default=2048, help="tokens of DeepConf's window (default 2048)")
     evaluate.add_argument("--reward-model", help="folder whose model card and evaluation-results files get these figures")
     evaluate.add_argument("--dataset", metavar="ID[:TASK]", help="what the Hub calls the questions (default: the file's name)")
     evaluate.add_argument(
-        "--report", metavar="FILE", type=_path, help="HTML page to write: charts, tables, questions with their candidates"
+        "--report", metavar="FILE", type=path, help="HTML page to write: charts, tables, questions with their candidates"
     )
     evaluate.add_argument(
-        "--out", metavar="DIR", type=_path, help="folder for every chart as SVG and CSV, and the figures as report.json"
+        "--out", metavar="DIR", type=path, help="folder for every chart as SVG and CSV, and the figures as report.json"
     )
-    evaluate.add_argument("--probe", metavar="FILE", type=_path, help="what `probe --out` wrote, for the chart of layers")
+    evaluate.add_argument("--probe", metavar="FILE", type=path, help="what `probe --out` wrote, for the chart of layers")
     evaluate.add_argument(
-        "--label-curve", metavar="FILE", type=_path, help="what `train --label-curve` wrote, for the chart of label efficiency"
+        "--label-curve", metavar="FILE", type=path, help="what `train --label-curve` wrote, for the chart of label efficiency"
     )
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--skip-bad-lines", action="store_true")
 
-    compare = _command(commands, "compare", "compare two reward models, or two rules, on the same questions")
+    compare = command(commands, "compare", "compare two reward models, or two rules, on the same questions")
     compare.add_argument("rollouts", nargs="+", metavar="FILE", help="one or two scored rollout files (JSONL)")
     compare.add_argument("--rules", nargs="+", metavar="RULE", help="one rule for both, or one for each (default swift_shrunk)")
     compare.add_argument("-n", type=int, help="read the first n responses of each question")
     compare.add_argument("--show", type=int, default=10, help="questions to list where the two disagree (default 10)")
-    compare.add_argument("--report", metavar="FILE", type=_path, help="HTML page to write")
+    compare.add_argument("--report", metavar="FILE", type=path, help="HTML page to write")
     compare.add_argument("--seed", type=int, default=0)
     compare.add_argument("--skip-bad-lines", action="store_true")
 
-    best = _command(commands, "best-of-n", "answer questions with the best of N sampled responses")
-    _add_model(best)
+    best = command(commands, "best-of-n", "answer questions with the best of N sampled responses")
+    add_model(best)
     best.add_argument("--reward-model", required=True, help=REWARD_HELP)
     best.add_argument("question", nargs="*", help="questions, as text")
     best.add_argument(
@@ -152,19 +164,19 @@ def build_parser() -> argparse.ArgumentParser:
     best.add_argument("--wave", type=int, help="candidates per wave (default: an eighth of n)")
     best.add_argument("--budget", type=int, help="tokens for all questions together, spent where they help most")
     best.add_argument("--raw", action="store_true", help="give the text to the model as it is, without the chat template")
-    _add_sampling(best, batch_size=8)
+    add_sampling(best, batch_size=8)
 
-    explain = _command(commands, "explain", "write a page that shows each token's gate and reward")
-    _add_model(explain)
+    explain = command(commands, "explain", "write a page that shows each token's gate and reward")
+    add_model(explain)
     explain.add_argument("--reward-model", required=True, help=REWARD_HELP)
     explain.add_argument("--input", required=True, help="JSONL with a prompt and its response, or its candidates, on each line")
     explain.add_argument("--out", required=True, help="HTML file to write")
     explain.add_argument("--questions", type=int, default=20, help="only the first questions (default 20)")
     explain.add_argument("-n", type=int, default=16, help="only the first responses of each (default 16)")
     explain.add_argument("--batch-size", type=int, default=32, help="responses per forward pass (default 32)")
-    _add_template(explain)
+    add_template(explain)
 
-    store = _command(commands, "features", "describe a feature store, or say how large one will be")
+    store = command(commands, "features", "describe a feature store, or say how large one will be")
     store.add_argument("folder", nargs="?", help="what `sample --features` wrote")
     store.add_argument("--verify", action="store_true", help="read everything and compare checksums")
     store.add_argument("--model", help="for an estimate instead: folder or Hub id (only its configuration is read)")
@@ -172,14 +184,14 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_argument("--questions", type=int, default=1000, help="questions to be sampled (default 1,000)")
     store.add_argument("-n", type=int, default=8, help="responses per question (default 8)")
     store.add_argument("--tokens", type=int, default=1024, help="tokens of a response (default 1,024)")
-    _add_layers(store)
-    _add_store(store)
+    add_layers(store)
+    add_store(store)
 
-    probe = _command(commands, "probe", "tell where in the hidden states the signal lives: layers, directions, gate")
-    _add_model(probe)
+    probe = command(commands, "probe", "tell where in the hidden states the signal lives: layers, directions, gate")
+    add_model(probe)
     probe.add_argument("--rollouts", required=True, nargs="+", help="graded rollout files (JSONL)")
     probe.add_argument("--reward-model", help=f"also show where its gate looks; {REWARD_HELP}")
-    _add_layers(probe)
+    add_layers(probe)
     probe.add_argument("--position", choices=("generating", "token"), help="default: the reward model's, or generating")
     probe.add_argument("--region", help=f"{REGION_HELP} (default: the reward model's, or response)")
     probe.add_argument("--questions", type=int, help="only the first questions")
@@ -190,16 +202,17 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--seed", type=int, default=0)
     probe.add_argument("--skip-bad-lines", action="store_true", help="count invalid lines instead of stopping")
 
-    check = _command(commands, "check-model", "check that this model's hidden states are captured exactly")
+    check = command(commands, "check-model", "check that this model's hidden states are captured exactly")
     check.add_argument("model", help=MODEL_HELP)
-    _add_loading(check)
+    add_loading(check)
 
-    published = _command(commands, "import-published", "turn a checkpoint of the paper's code into a reward model")
+    published = command(commands, "import-published", "turn a checkpoint of the paper's code into a reward model")
     published.add_argument("checkpoint", help="the .pt file")
     published.add_argument("--layers", required=True, help="the layers it reads, e.g. 0-32")
     published.add_argument("--hidden-size", type=int, required=True)
     published.add_argument("--base-model", required=True, help="Hub id of the language model it was trained on")
     published.add_argument("--out", required=True, help="folder of the reward model")
+    add_hipo(commands)
     return parser
 
 
@@ -247,16 +260,11 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 def _resumes(args: argparse.Namespace) -> bool:
     """Tell whether the command writes what it goes on from when it is called again."""
+    if args.command == "hipo":
+        return bool(args.step == "data")
     if args.command == "best-of-n":
         return args.input is not None and args.out != "-" and args.budget is None
     return bool(args.command == "sample" or (args.command == "train" and args.online and args.save_rollouts))
-
-
-def _path(text: str) -> str:
-    """Refuse the empty path, which an unset variable of a shell leaves."""
-    if not text:
-        raise argparse.ArgumentTypeError("a path must not be empty")
-    return text
 
 
 def _left() -> int:
@@ -268,80 +276,6 @@ def _left() -> int:
 def _fail(message: str, code: int) -> int:
     print(f"swift-rm: {' '.join(message.split()).removeprefix('[Errno 2] ')}", file=sys.stderr)
     return code
-
-
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    return parser
-
-
-def _add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument("--model", required=required, help=MODEL_HELP)
-    _add_loading(parser)
-
-
-def _add_task(parser: argparse._ActionsContainer, required: bool = False) -> None:
-    parser.add_argument("--task", required=required, help=TASK_HELP)
-    parser.add_argument("--questions", type=int, help="number of questions (default: 400 of a world, all of a file)")
-    parser.add_argument("--grading", default="auto", choices=("auto", "exact", "numeric", "math"), help="how a file is graded")
-    parser.add_argument("--grade-timeout", type=float, default=60.0, help="seconds for grading one answer (default 60)")
-    parser.add_argument("-n", type=int, default=8, help="responses per question (default 8)")
-
-
-def _add_layers(parser: argparse._ActionsContainer, default: str | None = "all", said: str = "all") -> None:
-    parser.add_argument("--layers", default=default, help=f"'all', or indices such as -4,-3,-2,-1 or 16-32 (default: {said})")
-
-
-def _add_store(parser: argparse._ActionsContainer) -> None:
-    dtypes = ("bfloat16", "float8_e4m3", "int8", "float16", "float32")
-    parser.add_argument("--features-dtype", default="bfloat16", choices=dtypes, help="how features are kept (default bfloat16)")
-    parser.add_argument("--stride", type=int, default=1, help="keep every so many-th token's states (default 1)")
-    positions = ("generating", "token")
-    parser.add_argument("--positions", nargs="+", default=["generating"], choices=positions, help="default: generating")
-
-
-def _add_ray(parser: argparse._ActionsContainer) -> None:
-    where = "host:port, or auto"
-    parser.add_argument(
-        "--ray",
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-        help=f"spread over Ray: a cluster ({where}), or this machine's cores",
-    )
-    parser.add_argument(
-        "--actors", type=int, help="with --ray: replicas of the language model (default: one a GPU, else one a core)"
-    )
-
-
-def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", help="revision of the language model on the Hub")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    parser.add_argument("--dtype", help="float32, bfloat16, ... (default: the file's)")
-
-
-def _add_sampling(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    _add_temperature(parser)
-    parser.add_argument("--batch-size", type=int, default=batch_size, help=f"questions per batch (default {batch_size})")
-    parser.add_argument("--seed", type=int, default=0)
-    _add_template(parser)
-
-
-def _add_temperature(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--max-new-tokens", type=int, help="default: what the context holds, up to 1,024")
-
-
-def _add_template(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--chat-template-kwargs",
-        type=json.loads,
-        metavar="JSON",
-        help="for the chat template, e.g. '{\"enable_thinking\": false}'",
-    )
 
 
 if __name__ == "__main__":

@@ -149,6 +149,13 @@ def import_published(args: Namespace) -> Result:
     return Result(listing(data), data)
 
 
+def hipo(args: Namespace) -> Result:
+    """Take a step of teaching a model when to think."""
+    from swift_rm.hipo_commands import hipo as take_step
+
+    return take_step(args)
+
+
 def parse_layers(text: str, layers: int | None) -> tuple[int, ...]:
     """Read ``all``, ``-4,-3`` or ``0-32``; raise ValueError for anything else."""
     if text == "all" and layers is not None:

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 TINY = "tiny-reasoner"
 TINY_2 = "tiny-reasoner-2"  # six layers, knows the rewriting world too
+TINY_THINKER = "tiny-thinker"  # answers at once as well as it thinks, for HiPO
 TINY_REWARD = "tiny-reasoner-reward"
 TINY_PROGRESS = "tiny-reasoner-progress"  # judges unfinished responses, to guide pruning
+EMBEDDED = (TINY, TINY_2, TINY_THINKER, TINY_REWARD, TINY_PROGRESS)
 
 
 def resolve(name: str) -> str:
     """Return the folder of an embedded model by its name, or the name of any other as it is."""
-    return str(ASSETS / name) if name in (TINY, TINY_2, TINY_REWARD, TINY_PROGRESS) and not Path(name).exists() else name
+    return str(ASSETS / name) if name in EMBEDDED and not Path(name).exists() else name
 
 
 def load_language_model(
@@ -44,7 +46,10 @@ def load_language_model(
     path = resolve(name)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype) or "auto", revision=revision, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    model = model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()  # type: ignore[arg-type]
+    try:
+        model = model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()  # type: ignore[arg-type]
+    except AssertionError as error:  # what a torch without CUDA says of it
+        raise RuntimeError(f"the model cannot be put on the device {device!r}: {error}") from error
     return model, tokenizer
 
 

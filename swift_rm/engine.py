@@ -46,7 +46,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Engine:
-    """What answers prompts: the models, how tokens are drawn, how candidates are pruned and handed out."""
+    """What answers prompts: the models, how tokens are drawn, how candidates are pruned and handed out.
+
+    ``processors`` makes logits processors that must know the width to which the prompts of a batch are padded.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -54,6 +57,7 @@ class Engine:
     settings: Mapping[str, Any]
     plan: Plan
     prune: Prune | None
+    processors: Callable[[int], Sequence[Any]] | None = None
 
     def answer(self, asked: Sequence[Asked], seed: int, watch: Watch | None = None, batch_size: int = 8) -> bool:
         """Decode the candidates of these prompts, ``batch_size`` at a time; False after Ctrl-C, with what had finished kept.
@@ -128,6 +132,8 @@ class Engine:
 
             stop = StopStringCriteria(self.tokenizer, strings)
             settings["stopping_criteria"] = [*(settings.get("stopping_criteria") or []), stop]
+        if self.processors is not None:
+            settings["logits_processor"] = [*(settings.get("logits_processor") or []), *self.processors(ids.shape[1])]
         self.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, custom_generate=loop, pad_token_id=pad, num_return_sequences=1,
             **{**NEUTRAL, **settings},

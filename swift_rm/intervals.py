@@ -65,7 +65,8 @@ class Resamples:
         tail = (1 - self.confidence) / 2
         low, high = np.full((2, figures.shape[1]), np.nan)
         defined = ~np.isnan(figures[1:]).all(axis=0)
-        low[defined], high[defined] = np.nanquantile(figures[1:, defined], [tail, 1 - tail], axis=0)
+        if defined.any():
+            low[defined], high[defined] = np.nanquantile(figures[1:, defined], [tail, 1 - tail], axis=0)
         return [Interval(float(v), float(lo), float(hi)) for v, lo, hi in zip(figures[0], low, high, strict=True)]
 
     def interval(self, figures: Floats) -> Interval:

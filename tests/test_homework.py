@@ -71,7 +71,7 @@ def test_difficulties_ask_for_so_many_steps_and_carries(name, steps, carries):
 
 
 def test_a_split_or_difficulty_that_is_none_is_named():
-    with pytest.raises(ValueError, match=r"difficulties \('mixed', 'easy', 'hard'\), got 'cruel'"):
+    with pytest.raises(ValueError, match=r"difficulties \('mixed', 'easy', 'hard', 'wide'\), got 'cruel'"):
         HomeworkTask("test", "cruel")
     with pytest.raises(ValueError, match=r"splits .* got 'exam'"):
         HomeworkTask("exam")

@@ -19,6 +19,13 @@ def test_importing_the_package_imports_nothing_heavy():
     assert run(f"import sys, swift_rm; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
+def test_the_recipe_of_hipo_is_light_until_it_trains():
+    heavy = "['transformers', 'trl', 'datasets', 'peft', 'accelerate', 'openai', 'matplotlib', 'sklearn']"
+    modules = "swift_rm.hipo, swift_rm.hipo.rewards, swift_rm.hipo.advantages, swift_rm.hipo.metrics, swift_rm.hipo.data, "
+    modules += "swift_rm.hipo.sft, swift_rm.hipo.questions, swift_rm.hipo.resume, swift_rm.hipo_commands"
+    assert run(f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])") == "[]"
+
+
 def test_the_reward_model_needs_neither_transformers_nor_scikit_learn():
     program = "import sys; from swift_rm import SwiftConfig, SwiftRewardModel, HiddenStateTap; print([m for m in "
     assert run(program + "['transformers', 'trl', 'triton', 'numba', 'sklearn'] if m in sys.modules])") == "[]"

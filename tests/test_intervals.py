@@ -69,3 +69,8 @@ def test_bad_settings_are_refused():
     for confidence in (0.0, 1.0, 95.0):
         with pytest.raises(ValueError, match=f"between 0 and 1, got {confidence}"):
             Resamples(3, confidence=confidence)
+
+
+def test_a_figure_that_is_nowhere_defined_has_no_interval():
+    found = Resamples(3, bootstrap=5).interval(np.full(6, np.nan))
+    assert found.to_dict() == {"value": None, "low": None, "high": None}

@@ -57,7 +57,7 @@ def test_a_file_is_opened_and_graded(tmp_path, chat_template):
     [
         ("homewerk", "no task and no file is called 'homewerk'; give homework or rewriting"),
         ("homework:exam", "homework world has the splits .* got 'exam'"),
-        ("rewriting:test:cruel", r"rewriting world has the difficulties \('mixed', 'easy', 'hard'\), got 'cruel'"),
+        ("rewriting:test:cruel", r"rewriting world has the difficulties \('mixed', 'easy', 'hard', 'wide'\), got 'cruel'"),
         ("rewriting:test:hard:very", "NAME:SPLIT:DIFFICULTY, such as rewriting:test:hard, got 'rewriting:test:hard:very'"),
     ],
 )

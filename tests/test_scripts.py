@@ -2,21 +2,27 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from swift_rm import SwiftRewardModel
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*command):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(
+def call(*command):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    return subprocess.run(
         [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600, env=environment, cwd="/"
     )
+
+
+def run(*command):
+    done = call(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -99,6 +105,27 @@ def test_the_models_can_be_made_from_nothing(tmp_path):
     assert "swift_vote" in table
     config = SwiftRewardModel.from_pretrained(tmp_path / "rm").config
     assert (config.evaluation["questions"], config.evaluation["n"]) == (10, 16)
+
+
+def test_the_hipo_examples_run_whole(tmp_path):
+    """The one by rewards of hidden states, the other with a file, adapters and labels; a finished run is left as it is."""
+    pytest.importorskip("trl")
+    for name, swift in (("hipo_homework", True), ("hipo_gsm8k", False)):
+        command = [ROOT / f"examples/{name}.py", "--smoke", "--out", tmp_path / name]
+        told = run(*command, "--rewards", "swift" if swift else "labels")
+        first, last = map(float, re.search(r"cold start: loss ([0-9.]+) to ([0-9.]+) in", told).groups())
+        assert last < first
+        rows = (tmp_path / name / "data" / "cold.jsonl").read_text().splitlines()
+        assert 0 < len(rows) <= 40 and all("<judge>" in json.loads(row)["completion"] for row in rows)
+        assert re.search(r"unseen questions +cold start +after HiPO\n.*\nright \(%\) +[0-9.]+ +[0-9.]+\n", told)
+        made = tmp_path / name / "run"
+        assert "<svg" in (made / "report.html").read_text() and f"report  {made / 'report.html'}" in told
+        log = json.loads((made / "trainer_state.json").read_text())["log_history"]
+        assert [entry["step"] for entry in log if "hipo/accuracy" in entry] == [1, 2]
+        assert (made / "model.safetensors").exists() and not (made / "adapter_model.safetensors").exists()
+        assert json.loads((made / "hipo.json").read_text())["reward_source"] == ("swift" if swift else "labels")
+    again = call(*command)
+    assert again.returncode == 1 and "holds a finished run" in again.stderr
 
 
 def test_the_gpu_benchmark_runs_in_tritons_interpreter(tmp_path):

@@ -45,7 +45,7 @@ class Habits:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Which questions are asked: how many steps, and how often 0, 1, 2, ... of them hold a trap."""
+    """Which questions are asked: how many steps (each as often as it is named), and how often 0, 1, 2, ... hold a trap."""
 
     steps: tuple[int, ...]
     trap_shares: tuple[float, ...]
@@ -146,6 +146,7 @@ DIFFICULTIES: Mapping[str, Difficulty] = {
     "mixed": Difficulty((2, 3, 4), (0.35, 0.4, 0.25)),
     "easy": Difficulty((1, 2), (0.5, 0.5)),
     "hard": Difficulty((3, 4), (0.0, 0.5, 0.35, 0.15)),
+    "wide": Difficulty((1, 1, 1, 2, 2, 2, 2, 2, 3, 4), (0.5, 0.4, 0.07, 0.03)),  # most can be answered at once, some not
 }
 
 

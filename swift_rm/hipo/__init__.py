@@ -1,0 +1,5 @@
+"""HiPO: teach a language model to choose, question by question, between thinking first and answering at once."""
+
+from swift_rm.hipo.template import Mode, Parsed, Template
+
+__all__ = ["Mode", "Parsed", "Template"]
