@@ -25,7 +25,7 @@ from swift_rm.hipo.cold_rows import to_dataset
 from swift_rm.hipo.data import build
 from swift_rm.hipo.force_mode import ForceMode
 from swift_rm.hipo.judge_text import RuleExplainer
-from swift_rm.hipo.measuring import CHOOSING, measure
+from swift_rm.hipo.measuring import measure
 from swift_rm.hipo.metrics import Row
 from swift_rm.hipo.mode_sampling import MODES, sample_modes
 from swift_rm.hipo.monitor import Trickle
@@ -33,11 +33,12 @@ from swift_rm.hipo.questions import answer_grader, hipo_rows
 from swift_rm.hipo.refresh import Refresh
 from swift_rm.hipo.rollout import SwiftRollouts
 from swift_rm.hipo.sft import sft
-from swift_rm.hipo.template import Mode
+from swift_rm.hipo.template import FREE, Mode
 from swift_rm.model_shape import model_shape
 from swift_rm.rollouts import Rollout, group_by_question
 from swift_rm.scoring import score_rollouts
 from swift_rm.tasks.homework import HomeworkTask
+from swift_rm.tasks.task import Question
 
 LABELLED = 0.05
 MAX_NEW_TOKENS = 96
@@ -110,29 +111,29 @@ class Recipe:
     def _labelled(self, model: Any, both_modes: bool) -> list[Rollout]:
         """Return 8 graded responses to each of the reward head's questions, half of them in each mode if asked for."""
         asked = self.asked[: self.sizes.reward_questions]
-        settings: dict[str, Any] = {
-            "grade": self.task.grade, "seed": self.seed, "batch_size": 64, "chat_template_kwargs": CHOOSING,
-            "max_new_tokens": MAX_NEW_TOKENS,
-        }  # fmt: skip
         if not both_modes:
-            return sample(model, self.tokenizer, asked, 8, **settings)
+            return self._graded(model, asked, 8)
         found = []
-        widths = [len(encode_prompt(self.tokenizer, question.prompt, CHOOSING)) for question in asked]
+        widths = [len(encode_prompt(self.tokenizer, question.prompt, FREE)) for question in asked]
         for width in sorted(set(widths)):  # a forced mode counts from the end of the prompt
             alike = [question for question, length in zip(asked, widths, strict=True) if length == width]
             for mode in MODES:
                 force = ForceMode(Template(), self.tokenizer, mode, width)
-                found += sample(model, self.tokenizer, alike, 4, logits_processor=[force], **settings)
+                found += self._graded(model, alike, 4, logits_processor=[force])
         return found
+
+    def _graded(self, model: Any, asked: list[Question], n: int, **settings: Any) -> list[Rollout]:
+        """Return ``n`` graded responses to each question, in the mode that the model chooses."""
+        return sample(
+            model, self.tokenizer, asked, n, grade=self.task.grade, seed=self.seed, batch_size=64, chat_template_kwargs=FREE,
+            max_new_tokens=MAX_NEW_TOKENS, **settings,
+        )  # fmt: skip
 
     def judged_by(self, both_modes: bool) -> dict[str, float | None]:
         """Return the head's within-question AUROC on the cold start's responses to test questions: of all, and in each mode."""
         model = self.start("both")
         asked = list(HomeworkTask("test", "wide").questions(self.sizes.test_questions, seed=0))
-        rollouts = sample(
-            model, self.tokenizer, asked, 8, grade=self.task.grade, seed=self.seed, batch_size=64, chat_template_kwargs=CHOOSING,
-            max_new_tokens=MAX_NEW_TOKENS,
-        )  # fmt: skip
+        rollouts = self._graded(model, asked, 8)
         scored = score_rollouts(model, self.tokenizer, self.reward_model(both_modes), rollouts, batch_size=256)
         marked = {"all": "", "on": Template().on, "off": Template().off}
         return {kind: _auroc([one for one in scored if mark in one.response]) for kind, mark in marked.items()}

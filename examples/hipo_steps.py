@@ -8,7 +8,6 @@ from typing import Any
 
 from swift_rm import SwiftConfig, SwiftRewardModel, fit, sample
 from swift_rm.files import write_whole
-from swift_rm.hipo.measuring import CHOOSING
 from swift_rm.hipo.metrics import Row, step_metrics
 from swift_rm.hipo.questions import difficulty_of
 from swift_rm.hipo.refresh import Refresh
@@ -16,6 +15,7 @@ from swift_rm.hipo.report import alarms, run_log, sentences
 from swift_rm.hipo.report_page import render_run
 from swift_rm.hipo.rollout import SwiftRollouts
 from swift_rm.hipo.sft import device_settings, save_merged
+from swift_rm.hipo.template import FREE
 from swift_rm.hipo.watching import quiet, stopping, watch
 from swift_rm.json_lines import json_line
 from swift_rm.model_shape import model_shape
@@ -39,7 +39,7 @@ def in_pass_rewards(
 
     In RL the labels of 5 % of the questions refresh it, and the others stay unused.
     """
-    options = {"grade": grade, "seed": seed, "chat_template_kwargs": CHOOSING, **sampling}
+    options = {"grade": grade, "seed": seed, "chat_template_kwargs": FREE, **sampling}
     rollouts = sample(model, tokenizer, questions[:RATED], 8, **options)
     config = SwiftConfig(model_shape(model).hidden_size, layers=(-2, -1), position="token")
     rm: SwiftRewardModel = fit(model, tokenizer, rollouts, config, seed=seed)

@@ -10,9 +10,10 @@ import pytest
 from swift_rm.embedded import load_language_model
 from swift_rm.encoding import encode_prompt
 from swift_rm.hipo import Template
-from swift_rm.hipo.cold_rows import FREE, ColdRow, check_rows, to_dataset
+from swift_rm.hipo.cold_rows import ColdRow, check_rows, to_dataset
 from swift_rm.hipo.questions import hipo_rows
 from swift_rm.hipo.sft import save_merged
+from swift_rm.hipo.template import FREE
 from swift_rm.tasks.task import Question
 
 pytest.importorskip("trl")

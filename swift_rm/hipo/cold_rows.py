@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.encoding import encode_prompt
 from swift_rm.files import write_whole
 from swift_rm.hipo.questions import check_prompt, check_text, encodable
-from swift_rm.hipo.template import Mode, Template
+from swift_rm.hipo.template import FREE, Mode, Template
 from swift_rm.json_lines import json_line, read_json_lines
 from swift_rm.rollouts import Prompt
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FREE: Mapping[str, Any] = MappingProxyType({"enable_thinking": None})  # a prompt that leaves the mode to the model
 MASKED = -100  # torch's label of a token that no loss is on
 _KINDS = {
     "question_id": (str, "text"), "prompt": (str | list, "text or a list of chat messages"), "completion": (str, "text"),

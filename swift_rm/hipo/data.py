@@ -18,8 +18,9 @@ from swift_rm.hipo.judge_text import Explainer, Facts, RuleExplainer
 from swift_rm.hipo.mode_choice import DELTA, RANDOM_SHARE, choose_mode, is_tie, random_mode
 from swift_rm.hipo.mode_groups import group_modes, questions_of
 from swift_rm.hipo.native import Native, read_native
-from swift_rm.hipo.pass_rates import Source, Try, check_source, pass_rate, tries_of
+from swift_rm.hipo.pass_rates import Try, check_source, pass_rate, tries_of
 from swift_rm.hipo.questions import difficulty_of
+from swift_rm.hipo.rewards import Source
 from swift_rm.hipo.template import Mode, Template
 from swift_rm.rollouts import Prompt, Rollout
 from swift_rm.tasks.task import Question

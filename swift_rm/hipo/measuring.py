@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.hipo.metrics import Row
-from swift_rm.hipo.template import Template
+from swift_rm.hipo.template import FREE, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CHOOSING = {"enable_thinking": None}  # of chat templates that know it: the mode is left to the model
 
 
 def measure(
@@ -22,7 +20,7 @@ def measure(
     n: int = 4,
     *,
     template: Template | None = None,
-    chat_template_kwargs: Mapping[str, Any] = CHOOSING,
+    chat_template_kwargs: Mapping[str, Any] = FREE,
     seed: int = 0,
     batch_size: int = 64,
     **sampling: Any,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
+from swift_rm.hipo.rewards import Source
 from swift_rm.rollouts import Rollout
 
 if TYPE_CHECKING:
     from swift_rm.reward_model import SwiftRewardModel
-
-Source = Literal["labels", "swift", "both"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from swift_rm.hipo.groups import NO_MODE, OFF, ON
 from swift_rm.hipo.rewards import RewardSettings, over_cap, rewards
 from swift_rm.hipo.template import Parsed, Template
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Grader = Callable[[Mapping[str, Any], str], float | None]  # of a row of the data set and the parsed answer
-MODES = {"on": 1, "off": 0, None: -1}
+MODES = {"on": ON, "off": OFF, None: NO_MODE}
 NOT_COLUMNS = ("completions", "trainer_state", "log_extra", "log_metric", "environments")
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from swift_rm.hipo.token_text import Piece, cut_at_tags, special_tokens
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Mode = Literal["on", "off"]
+FREE: Mapping[str, Any] = MappingProxyType({"enable_thinking": None})  # for a chat template: the mode is left to the model
 CUT = "cut at the length limit"
 
 

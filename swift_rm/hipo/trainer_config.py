@@ -13,6 +13,7 @@ from trl import GRPOConfig  # noqa: E402
 
 from swift_rm.hipo.advantages import ADVANTAGES, AdvantageSettings  # noqa: E402
 from swift_rm.hipo.rewards import RewardSettings  # noqa: E402
+from swift_rm.hipo.template import FREE  # noqa: E402
 
 
 @dataclass
@@ -26,7 +27,7 @@ class HiPOConfig(GRPOConfig):  # type: ignore[misc]
     """
 
     chat_template_kwargs: dict[str, Any] | str | None = field(
-        default_factory=lambda: {"enable_thinking": None},
+        default_factory=lambda: dict(FREE),
         metadata={"help": "Arguments of the chat template. By default it leaves the choice of the mode to the model."},
     )
     advantages: str = field(default="hipo", metadata={"help": "Algorithm: 'hipo', 'grpo', 'adaptthink', 'hgpo' or 'step_srpo'."})
