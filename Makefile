@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types wheel assets clean
+.PHONY: demo test test-servers lint types wheel assets clean
 
 demo: $(STAMP)
 	$(BIN)/swift-rm demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+
+# What takes minutes or starts servers: llama.cpp's own with the tiny reasoner, Ray clusters, trainers that are killed.
+test-servers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[servers]"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m servers
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -91,6 +92,9 @@ class NoRewards:
     def __init__(self) -> None:
         self.tap: Any = nullcontext()
         self._rows = 0
+
+    def ended_by(self, ends: Iterable[int]) -> None:
+        """Do nothing."""
 
     def begin(self) -> None:
         """Do nothing."""

@@ -81,7 +81,7 @@ def measure(model: str, difficulty: str, size: Size, folder: str | Path, number:
     shared = {one.question_id for one in train.rollouts} & {one.question_id for one in test.rollouts}
     if shared:
         raise RuntimeError(f"{len(shared)} questions are in both training and test")
-    questions = TestQuestions(test)
+    questions = TestQuestions(test.rollouts)
     runs = [run for seed in range(size.seeds) for run in trained(train, test, questions, size, seed, only)]
     heads = {
         name: Measured(

@@ -79,7 +79,7 @@ def label_efficiency(model: str, size: Size, folder: str | Path) -> tuple[list[R
     """Return the curve of one model on homework of mixed difficulty, and the rows of what needs no training."""
     train = sampled(Asked(model, "homework", "mixed", "reward", size.pool, 8, 7), folder)
     test = sampled(Asked(model, "homework", "mixed", "test", size.test, CANDIDATES, 11), folder)
-    questions = TestQuestions(test)
+    questions = TestQuestions(test.rollouts)
     resamples = SeedResamples(size.seeds, size.test, bootstrap=size.bootstrap)
     points = []
     for count in size.counts:
@@ -95,7 +95,7 @@ def transfer(model: str, places: Mapping[str, tuple[str, str]], size: Size, fold
     """
     asked = {name: Asked(model, *place, "test", size.test, CANDIDATES, 11) for name, place in places.items()}
     tests = [sampled(one, folder) for one in asked.values()]
-    questions = [TestQuestions(test) for test in tests]
+    questions = [TestQuestions(test.rollouts) for test in tests]
     found: dict[tuple[str, str], dict[str, Floats]] = {}
     for name, place in places.items():
         train = sampled(Asked(model, *place, "reward", size.transfer_pool, 8, 7), folder)

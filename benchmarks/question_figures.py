@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from worlds import Sampled
 
 from swift_rm.baselines import mean_logprob
 from swift_rm.question_figures import question_figures
+from swift_rm.rollouts import Rollout, group_by_question
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,8 +22,9 @@ class TestQuestions:
 
     __test__ = False
 
-    def __init__(self, sampled: Sampled) -> None:
-        self._groups, self.labels = sampled.groups, sampled.labels
+    def __init__(self, rollouts: Sequence[Rollout]) -> None:
+        self._groups = list(group_by_question(rollouts).values())
+        self.labels = np.array([[rollout.label for rollout in group] for group in self._groups], dtype=np.float64)
         self._answers = [[rollout.answer for rollout in group] for group in self._groups]
 
     def figures(self, rewards: Any) -> dict[str, Floats]:
@@ -32,9 +33,13 @@ class TestQuestions:
         found = question_figures(scores, self.labels, self._answers)
         return {name: found[name.removesuffix("_of_16")] for name in FIGURES}
 
+    def of_score(self, score: Callable[[Rollout], float]) -> dict[str, Floats]:
+        """Return what a score of single responses is worth, as :meth:`figures`."""
+        return self.figures([[score(rollout) for rollout in group] for group in self._groups])
+
     def without_reward(self) -> Mapping[str, dict[str, Floats]]:
         """Return what needs no training, by name: majority vote (a vote of equal weights), and the mean log-probability."""
-        logprob = self.figures([[mean_logprob(rollout) for rollout in group] for group in self._groups])
+        logprob = self.of_score(mean_logprob)
         return {
             "majority vote": {"vote_of_16": self.figures(np.zeros_like(self.labels))["vote_of_16"]},
             "mean log-probability": {name: logprob[name] for name in ("auroc", "best_of_16")},

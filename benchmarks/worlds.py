@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from record import parser_of
 
@@ -24,7 +22,7 @@ from swift_rm.embedded import TINY, TINY_2, load_language_model
 from swift_rm.features import Features, extract_features
 from swift_rm.identity import describe_base
 from swift_rm.label_curve import draw_questions as draw_numbers
-from swift_rm.rollouts import Rollout, group_by_question
+from swift_rm.rollouts import Rollout
 from swift_rm.splitting import members_of
 from swift_rm.tasks.named import open_world
 from swift_rm.views import View, view_of
@@ -61,16 +59,6 @@ class Sampled:
     features: Features
     config: SwiftConfig
 
-    @property
-    def groups(self) -> list[list[Rollout]]:
-        """Return the responses question by question."""
-        return list(group_by_question(self.rollouts).values())
-
-    @property
-    def labels(self) -> npt.NDArray[np.float64]:
-        """Return the labels ``[Q, N]``."""
-        return np.array([[rollout.label for rollout in group] for group in self.groups], dtype=np.float64)
-
 
 def arguments(description: str | None, names: Sequence[str] = ()) -> argparse.Namespace:
     """Read ``--quick``, ``--json``, ``--out``, ``--cache`` and, of these ``names``, ``--only``."""
@@ -96,14 +84,20 @@ def language_model(name: str) -> tuple[Any, Any]:
     return load_language_model(name, progress=False)
 
 
-def sampled(asked: Asked, folder: str | Path, views: Sequence[View] = ()) -> Sampled:
-    """Sample and grade what ``folder`` does not hold yet, and read the states of all layers, by default at each token."""
+def drawn(asked: Asked, folder: str | Path) -> list[Rollout]:
+    """Sample and grade what ``folder`` does not hold yet."""
     model, tokenizer = language_model(asked.model)
     task = open_world(asked.world, asked.split, asked.difficulty)
-    rollouts = sample(
+    return sample(
         model, tokenizer, task.questions(asked.questions, asked.seed), asked.n, Path(folder) / asked.file,
         grade=task.grade, grade_timeout=None, batch_size=64, seed=asked.seed,
     )  # fmt: skip
+
+
+def sampled(asked: Asked, folder: str | Path, views: Sequence[View] = ()) -> Sampled:
+    """Sample and grade what ``folder`` does not hold yet, and read the states of all layers, by default at each token."""
+    model, tokenizer = language_model(asked.model)
+    rollouts = drawn(asked, folder)
     shape = model.config
     config = SwiftConfig(shape.hidden_size, tuple(range(shape.num_hidden_layers + 1)), position="token")
     config = describe_base(config, model, tokenizer)

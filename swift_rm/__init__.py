@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from swift_rm._version import __version__
 
 if TYPE_CHECKING:
+    from swift_rm.api.best_of_n import ApiBestOfN
     from swift_rm.best_of_n import best_of_n
     from swift_rm.config import SwiftConfig
     from swift_rm.custom_generate import BestOfNDecoding
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from swift_rm.tap import HiddenStateTap
 
 _HOMES = {
-    "BestOfNDecoding": "custom_generate", "HiddenStateTap": "tap", "StreamingReward": "streaming", "SwiftConfig": "config",
-    "SwiftRewardModel": "reward_model", "best_of_n": "best_of_n", "evaluate": "evaluation", "fit": "fit", "fit_online": "online",
-    "plan_grid": "plans", "sample": "sampling", "score": "scoring",
+    "ApiBestOfN": "api.best_of_n", "BestOfNDecoding": "custom_generate", "HiddenStateTap": "tap",
+    "StreamingReward": "streaming", "SwiftConfig": "config", "SwiftRewardModel": "reward_model", "best_of_n": "best_of_n",
+    "evaluate": "evaluation", "fit": "fit", "fit_online": "online", "plan_grid": "plans", "sample": "sampling",
+    "score": "scoring",
 }  # fmt: skip
 __all__ = [
+    "ApiBestOfN",
     "BestOfNDecoding",
     "HiddenStateTap",
     "StreamingReward",

@@ -19,8 +19,8 @@ from swift_rm.question_records import Question, encode_question, read_records
 from swift_rm.rollouts import finite
 
 if TYPE_CHECKING:
-    from swift_rm.best_of_n import BestOfN
     from swift_rm.pruning import Prune
+    from swift_rm.ranking import BestOfN
     from swift_rm.reward_model import SwiftRewardModel
 
 STDOUT = "-"
@@ -40,10 +40,14 @@ class Answering:
 
 def answer_questions(args: Namespace) -> Result:
     """Answer the questions of the command line or of a file; raise ValueError in one sentence for misuse."""
+    from swift_rm.api_commands import answer_from_api, asks_api
+
     check_options(args)
     records = (
         read_records(args.input) if args.input else [(f"question-{i}", {"question": q}) for i, q in enumerate(args.question)]
     )
+    if asks_api(args):
+        return answer_from_api(args, records)
     model, tokenizer = _load(args)
     questions = [encode_question(name, record, model, tokenizer, args) for name, record in records]
     answering = _prepare(args, model, tokenizer, questions)
@@ -124,10 +128,10 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
     settings = {
         "n": args.n, "select": args.select, "external_model": second and model_identity(second.model),
         "prune": args.prune, "prune_min_tokens": getattr(prune, "min_tokens", None),
-        "prune_model": guide and f"{short_name(args.prune_model)} {_fingerprint(guide)}",
+        "prune_model": guide and f"{short_name(args.prune_model)} {weights_fingerprint(guide)}",
         "stop_at": args.stop_at, "min_gain": min_gain, "wave": args.wave, "budget": args.budget, "seed": args.seed, **drawn,
         "chat_template_kwargs": args.chat_template_kwargs, "dtype": str(model.dtype).removeprefix("torch."),
-        "reward_weights": _fingerprint(rm),
+        "reward_weights": weights_fingerprint(rm),
     }  # fmt: skip
     decided_by = {"settings": settings, "model": model_identity(model), "reward_model": short_name(args.reward_model)}
     return Answering(tokenizer, guide or rm, prune, ask, json.loads(json.dumps(decided_by)))
@@ -135,9 +139,8 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
 
 def _to_terminal(args: Namespace, answering: Answering, questions: Sequence[Question]) -> Result:
     """Answer typed questions, with a live table where somebody looks; after Ctrl-C with what is there."""
-    from swift_rm.live import LiveTable, final_table
+    from swift_rm.live import LiveTable
 
-    texts = {question.question_id: text for question, text in zip(questions, args.question, strict=True)}
     results: list[BestOfN] = []
     # With a budget the batches take turns, and a place in one would not tell which question is meant.
     live = sys.stderr.isatty() and not args.json and (args.budget is None or len(questions) <= args.batch_size)
@@ -161,8 +164,18 @@ def _to_terminal(args: Namespace, answering: Answering, questions: Sequence[Ques
                 questions, rule, watch=watch, on_results=keep, seed=args.seed, batch_size=args.batch_size,
                 progress=sys.stderr.isatty() and not live,
             )  # fmt: skip
+    return terminal_result(args, questions, results, answering.decided_by)
+
+
+def terminal_result(
+    args: Namespace, questions: Sequence[Question], results: Sequence[BestOfN], decided_by: Mapping[str, Any]
+) -> Result:
+    """Return the answers to typed questions: tables for people, records for programs; after Ctrl-C those that there are."""
+    from swift_rm.live import final_table
+
+    texts = {question.question_id: text for question, text in zip(questions, args.question, strict=True)}
     pairs = _pairs(questions, results)
-    records = [_record(*pair, answering.decided_by) for pair in pairs]
+    records = [record_of(*pair, decided_by) for pair in pairs]
     if sys.stdout.isatty():
         text = "\n\n".join(final_table(texts[question.question_id], result, args.n) for question, result in pairs)
     else:  # a program reads it
@@ -200,7 +213,7 @@ def _to_file(args: Namespace, answering: Answering, questions: Sequence[Question
                     results = answering.ask(batch, answering.prune, seed=seed, batch_size=min(args.batch_size, len(batch)))
                     pairs = _final(batch, results, args.budget is not None)
                     stopped = len(pairs) < len(batch)
-                    fresh = [_record(*pair, answering.decided_by) for pair in pairs if pair[0].question_id not in done]
+                    fresh = [record_of(*pair, answering.decided_by) for pair in pairs if pair[0].question_id not in done]
                     lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in fresh]
                     if file is not None:
                         file.append(lines)
@@ -214,10 +227,15 @@ def _to_file(args: Namespace, answering: Answering, questions: Sequence[Question
         except KeyboardInterrupt:  # while no token was being generated
             stopped = True
     if stopped or file is None:
-        return Result("", None, stopped=_stopped(args, len(done), len(questions)) if stopped else None)
+        return Result("", None, stopped=stopped_sentence(args, len(done), len(questions)) if stopped else None)
+    return file_result(args, done)
+
+
+def file_result(args: Namespace, done: Mapping[str, Mapping[str, Any]], **more: Any) -> Result:
+    """Return the counts of a file of results, and what ``more`` is known."""
     counts = Counter(str(record["ended"]) for record in done.values())
     spent, saved = (sum(record[key] for record in done.values()) for key in ("tokens_spent", "tokens_saved"))
-    data = {"out": args.out, "questions": len(done), "tokens_spent": spent, "tokens_saved": saved, "ended": dict(counts)}
+    data = {"out": args.out, "questions": len(done), "tokens_spent": spent, "tokens_saved": saved, "ended": dict(counts), **more}
     rows = {**data, "ended": ", ".join(f"{reason} {count}" for reason, count in counts.items())}
     return Result(listing(rows), data)
 
@@ -245,14 +263,16 @@ def _final(batch: Sequence[Question], results: Sequence[BestOfN], budgeted: bool
     return final
 
 
-def _record(question: Question, result: BestOfN, decided_by: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(question: Question, result: BestOfN, decided_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result as its record."""
     from swift_rm.resuming import RESULT_KEYS
 
     known = {**asdict(result), **vars(question), **decided_by}
     return {key: finite(known[key]) for key in RESULT_KEYS}
 
 
-def _stopped(args: Namespace, answered: int, asked: int) -> str:
+def stopped_sentence(args: Namespace, answered: int, asked: int) -> str:
+    """Say after Ctrl-C what is there, and how to go on."""
     if args.budget is not None:
         return "stopped; nothing was written: a budget is for all questions in one run"
     if args.out == STDOUT:
@@ -260,7 +280,7 @@ def _stopped(args: Namespace, answered: int, asked: int) -> str:
     return f"stopped; {answered} of {asked} questions are answered in {args.out}, and the same command goes on from there"
 
 
-def _fingerprint(rm: SwiftRewardModel) -> str:
+def weights_fingerprint(rm: SwiftRewardModel) -> str:
     """Return a hash of what a reward model computes: a folder of the same name may hold another one."""
     several = ("heads", "pessimism") if rm.config.heads > 1 else ()
     config = {key: getattr(rm.config, key) for key in ("layers", "position", "region", "gate", "calibration", *several)}

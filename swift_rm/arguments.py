@@ -39,6 +39,35 @@ def add_layers(parser: argparse._ActionsContainer, default: str | None = "all", 
     parser.add_argument("--layers", default=default, help=f"'all', or indices such as -4,-3,-2,-1 or 16-32 (default: {said})")
 
 
+def add_source(parser: argparse._ActionsContainer) -> None:
+    """Add what a head reads."""
+    parser.add_argument(
+        "--source",
+        default="hidden",
+        choices=("hidden", "logits", "top_logprobs"),
+        help="what the head reads: hidden states (default), output logits, or the log-probabilities of APIs, from the records "
+        "of --rollouts if there is no --model",
+    )
+    parser.add_argument("--top", type=int, metavar="K", help="of top_logprobs: alternatives a token, 0 to 20 (default 20)")
+
+
+def add_top_logprobs(parser: argparse._ActionsContainer) -> None:
+    """Add what a record keeps of each token's alternatives."""
+    said = "keep each token's K likeliest alternatives' log-probabilities (0 to 20), to train and score without the model"
+    parser.add_argument("--top-logprobs", type=int, metavar="K", help=f"{said} (default: none; 20 of an API)")
+
+
+def add_api(parser: argparse.ArgumentParser) -> None:
+    """Add an endpoint that is asked instead of a language model here, and how."""
+    api = parser.add_argument_group("a language model behind an API, instead of one here")
+    api.add_argument("--api", metavar="URL", type=path, help="OpenAI-compatible endpoint; --model is its name there")
+    api.add_argument("--concurrency", type=int, help="requests under way at once (default 8)")
+    api.add_argument("--timeout", type=float, help="seconds that a reply may take (default 60)")
+    api.add_argument("--retries", type=int, help="further tries of a request that failed (default 5)")
+    api.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key (default OPENAI_API_KEY)")
+    api.add_argument("--extra-body", type=json.loads, metavar="JSON", help="what else each request says, e.g. '{\"top_k\": 40}'")
+
+
 def add_store(parser: argparse._ActionsContainer) -> None:
     """Add how a feature store keeps states."""
     dtypes = ("bfloat16", "float8_e4m3", "int8", "float16", "float32")

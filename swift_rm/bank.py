@@ -13,6 +13,7 @@ from torch import Tensor
 
 from swift_rm.config import SwiftConfig
 from swift_rm.features import Batch
+from swift_rm.logprob_features import LEAST_DEVIATION
 from swift_rm.losses import get_loss, question_weights
 from swift_rm.plans import HeadPlan
 from swift_rm.reward_model import SwiftRewardModel
@@ -83,7 +84,8 @@ class HeadBank:
         for group, plan in enumerate(plans):
             columns = _columns(plan.config, layers)
             view = _place(view_of(plan.config), views) if len(views) > 1 else None
-            scaling = scalings[view or 0].of(columns, plan.settings.standardise, len(plan.config.layers))
+            least = LEAST_DEVIATION if plan.config.source == "top_logprobs" else 0.0
+            scaling = scalings[view or 0].of(columns, plan.settings.standardise, len(plan.config.layers), least)
             for i in range(plan.settings.ensemble):
                 member = Member(plan, group, plan.settings.seed + i, columns, view, scaling)
                 member.begin(min(max(right_share, 0.01), 0.99), questions)

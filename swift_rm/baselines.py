@@ -40,7 +40,7 @@ def length(rollout: Rollout) -> float:
 
     Among responses to one question the wrong ones tend to be longer: they ramble, or run into the token limit.
     """
-    return -float(len(rollout.response_ids))
+    return -float(rollout.tokens)
 
 
 def mean_logprob(rollout: Rollout) -> float:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.decoding import Decoded, FinishReason
+from swift_rm.decoding import Decoded
 from swift_rm.encoding import check_vocabulary, encode_prompt
 from swift_rm.engine import Asked, Engine, Watch
 from swift_rm.generation import sampling_settings, seed_for
 from swift_rm.identity import check_base_model
 from swift_rm.pruning import Prune, get_prune
-from swift_rm.region import Flag
+from swift_rm.ranking import BestOfN, Candidate, ranked, why_no_reward
 from swift_rm.rollouts import Prompt
 from swift_rm.selection import DEFAULT_RULE, EXTERNAL_RULES
 from swift_rm.selection import select as select_candidate
 from swift_rm.tasks.answers import find_answer
-from swift_rm.waves import Ended, Plan
+from swift_rm.waves import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,50 +27,6 @@ if TYPE_CHECKING:
     from swift_rm.reward_model import SwiftRewardModel
 
 External = Callable[[list[Any], list[str]], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One sampled response with its reward (a logit; NaN if its states were not finite) and probability of being right.
-
-    ``logprob`` is the mean log-probability of its tokens, ``answer`` what votes are cast with, ``flag`` tells why the
-    whole response was read instead of the configured region, or that it is "not_finite". A candidate whose
-    ``finish_reason`` is "pruned" or "budget" was dropped on its way: its reward is that of the tokens there are, and it is
-    never chosen. ``external`` is what the external reward function said of it.
-    """
-
-    text: str
-    token_ids: list[int]
-    reward: float
-    probability: float
-    logprob: float
-    finish_reason: FinishReason
-    answer: str | None
-    flag: Flag | None
-    external: float | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Tell whether it may be chosen: it came to its end, or to the end of the room for it, with a reward."""
-        return self.finish_reason in ("stop", "length")
-
-
-@dataclass(frozen=True)
-class BestOfN:
-    """The candidates of one question, whole ones first, each in the order of their rewards, and the one the rule chose.
-
-    ``tokens_spent`` were generated for it. ``tokens_saved`` is an estimate of what all n whole candidates would have cost
-    beyond that, from the mean length of those that finished. ``ended`` says why it got no more candidates: "all" of them
-    were there, the highest "probability" reached ``stop_at``, the expected "gain" was too small, the "budget" was
-    spent, or it was "interrupted" by Ctrl-C.
-    """
-
-    prompt: Prompt | Sequence[int]
-    candidates: list[Candidate]
-    best: Candidate
-    tokens_spent: int
-    tokens_saved: int
-    ended: Ended
 
 
 def best_of_n(
@@ -181,9 +135,8 @@ def _result(
     """Rank one question's candidates and choose; raise ValueError if none has a reward."""
     whole = [one for one in asked.candidates if one.complete]
     if not whole:
-        raise ValueError(
-            f"none of the {len(asked.candidates)} candidates of {str(prompt)!r:.80} has a reward: their states are NaN or Inf"
-        )
+        why = why_no_reward(asked.candidates)
+        raise ValueError(f"none of the {len(asked.candidates)} candidates of {str(prompt)!r:.80} has a reward: {why}")
     texts = [decode_text(tokenizer, one) for one in asked.candidates]
     probabilities = rm.probability([one.reward for one in asked.candidates]).tolist()
     said: dict[int, float] = {}
@@ -195,14 +148,9 @@ def _result(
                   answer(text) if one.complete else None, one.flag, said.get(i))
         for i, (one, text, probability) in enumerate(zip(asked.candidates, texts, probabilities, strict=True))
     ]  # fmt: skip
-    able = [candidate for candidate in candidates if candidate.complete]
-    selection = select_candidate(
-        rule, [c.reward for c in able], [c.answer for c in able], [c.external for c in able] if external else None
-    )
     mean = sum(len(one.token_ids) for one in whole) / len(whole)
     saved = sum(max(0.0, mean - len(one.token_ids)) for one in asked.candidates if not one.complete) + mean * (n - asked.begun)
-    order = sorted(candidates, key=lambda c: (math.isnan(c.reward), not c.complete, -c.reward))
-    return BestOfN(prompt, order, able[selection.index], asked.tokens, round(saved), asked.ended or "all")
+    return ranked(prompt, candidates, rule, asked.tokens, round(saved), asked.ended or "all")
 
 
 def _ask(external: External, prompts: list[Any], texts: list[str]) -> list[float]:

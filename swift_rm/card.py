@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from swift_rm.config import SwiftConfig
 from swift_rm.tables import counted
 
 CARD_MARK = "library_name: swift-rm"
+TITLES = {"hidden": "Hidden-state", "logits": "Logits", "top_logprobs": "Log-probabilities"}
+READS = {"hidden": "the hidden states", "logits": "the output logits", "top_logprobs": "the log-probabilities of the tokens"}
+TAGS = {"hidden": "hidden-states", "logits": "logits", "top_logprobs": "logprobs"}
 
 
 def model_card(config: SwiftConfig, parameters: int, results: Sequence[str] = ()) -> str:
@@ -19,25 +23,26 @@ def model_card(config: SwiftConfig, parameters: int, results: Sequence[str] = ()
     """
     base = config.base_model or "not recorded"
     hub_id = base.count("/") == 1 and not base.startswith((".", "/"))
-    front = ["---", CARD_MARK, "tags: [reward-model, hidden-states, best-of-n, swift]"]
+    front = ["---", CARD_MARK, f"tags: [reward-model, {TAGS[config.source]}, best-of-n, swift]"]
     front += [f"base_model: {json.dumps(base)}"] if hub_id else []
     training = "\n".join(f"| {key} | {_cell(value)} |" for key, value in config.training.items()) or "| not recorded | |"
     return "\n".join(
         [
             *front,
             "---",
-            "# Hidden-state reward model",
+            f"# {TITLES[config.source]} reward model",
             "",
-            f"{_kind(config, parameters)} the hidden states of a language model while it",
+            f"{_kind(config, parameters)} {READS[config.source]} of a language model while it",
             "generates and says how likely the response is right. Made with `swift-rm` (method: SWIFT, arXiv 2505.12225).",
             "It is of use with its base model only.",
+            "",
+            *_use(config),
             "",
             "| reads | |",
             "|---|---|",
             f"| base model | {_cell(base)}, revision {_cell(config.base_revision or 'not recorded')} |",
             f"| source | {config.source} |",
-            f"| layers | {', '.join(map(str, config.layers))} of 0..{config.base_layers or '?'} |",
-            f"| hidden size | {config.hidden_size} |",
+            *_source(config),
             f"| position | {config.position} |",
             f"| region | {_cell(config.region)} |",
             f"| gate | {'yes' if config.gate else 'no'} |",
@@ -63,6 +68,43 @@ def _kind(config: SwiftConfig, parameters: int) -> str:
         return f"A linear head of {parameters:,} parameters that reads"
     less = f" minus {config.pessimism:g} x their deviation" if config.pessimism else ""
     return f"{config.heads} linear heads of {parameters:,} parameters in all, whose rewards' mean{less} is the reward. They read"
+
+
+def _use(config: SwiftConfig) -> list[str]:
+    """Return how the reward model is used, as a block of code; the folder of the card is ``MODEL``."""
+    base = " ".join((config.base_model or "BASE").split())
+    named = f'--model {shlex.quote(base)} --reward-model MODEL "a question"'
+    if config.source != "top_logprobs":
+        return ["```sh", f"swift-rm best-of-n {named}", "```"]
+    return [
+        "It needs an API that returns log-probabilities, or a file of what such an API said, and no weights:",
+        "",
+        "```sh",
+        'pip install "swift-rm[api]"',
+        f"swift-rm best-of-n --api URL {named}",
+        "swift-rm score --reward-model MODEL --input api.jsonl --out scored.jsonl",
+        "```",
+        "",
+        "```python",
+        "from swift_rm import ApiBestOfN, SwiftRewardModel",
+        "",
+        f'best_of_n = ApiBestOfN({json.dumps(base)}, SwiftRewardModel.from_pretrained("MODEL"), "URL")',
+        'print(best_of_n(["a question"])[0].best.text)',
+        "```",
+    ]
+
+
+def _source(config: SwiftConfig) -> list[str]:
+    """Return the rows of the table that say what a token's features are."""
+    if config.source == "hidden":
+        layers = f"| layers | {', '.join(map(str, config.layers))} of 0..{config.base_layers or '?'} |"
+        return [layers, f"| hidden size | {config.hidden_size} |"]
+    if config.source == "logits":
+        return [f"| vocabulary | {config.hidden_size} |"]
+    return [
+        f"| alternatives a token | {config.top_logprobs} |",
+        f"| features a token | {config.hidden_size}, version {config.features_version} |",
+    ]
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:

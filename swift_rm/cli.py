@@ -16,15 +16,18 @@ from swift_rm.arguments import (
     MODEL_HELP,
     REGION_HELP,
     REWARD_HELP,
+    add_api,
     add_layers,
     add_loading,
     add_model,
     add_ray,
     add_sampling,
+    add_source,
     add_store,
     add_task,
     add_temperature,
     add_template,
+    add_top_logprobs,
     command,
     path,
 )
@@ -52,8 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--features", help="folder of features to write or go on with: the states of what is sampled")
     add_layers(sample, None, "the last two")
     add_store(sample)
+    add_top_logprobs(sample)
     add_sampling(sample, batch_size=16)
     add_ray(sample)
+    add_api(sample)
+    sample.set_defaults(usual={action.dest: action.default for action in sample._actions})
 
     train = command(commands, "train", "train reward heads on graded rollouts, pairs, a feature store, or while sampling")
     add_model(train, required=False)
@@ -72,11 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_ray(online)
     add_template(train)
     train.add_argument("--out", required=True, help="folder of the reward model")
+    add_source(train)
     add_layers(train, None, "the last two, or what the features hold")
     train.add_argument("--position", choices=("generating", "token"), help="default: generating, or what the features hold")
     train.add_argument("--region", default="response", help=REGION_HELP)
     train.add_argument("--no-gate", action="store_true", help="plain mean instead of the gated mean")
-    train.add_argument("--loss", choices=("bce", "hinge", "dpo", "infonca", "nca"), help="default bce; dpo with --pairs")
+    losses = ("bce", "hinge", "dpo", "infonca", "nca")
+    train.add_argument("--loss", choices=losses, help="default bce; dpo with --pairs or --source top_logprobs")
     train.add_argument("--bank", metavar="JSON", help=BANK_HELP)
     train.add_argument("--standardise", default="feature", choices=("feature", "layer", "none"), help="default: feature")
     train.add_argument("--balance", default="response", choices=("response", "question"), help="what weighs alike in the loss")
@@ -100,9 +108,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.set_defaults(usual={action.dest: action.default for action in train._actions})
 
     score = command(commands, "score", "add rewards to responses in a JSONL file")
-    add_model(score)
+    add_model(score, required=False)
     score.add_argument("--reward-model", required=True, help=REWARD_HELP)
-    score.add_argument("--input", required=True, help="JSONL with prompt and response (ids, where present, are what is read)")
+    read = "JSONL with prompt and response, of which ids, where present, are read; without --model, with log-probabilities"
+    score.add_argument("--input", required=True, help=read)
     score.add_argument("--out", required=True, help="JSONL file to write: the same records with reward and probability")
     score.add_argument(
         "--tokens", action="store_true", help="also keep each token's text, gate and reward, for the report's page"
@@ -110,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--batch-size", type=int, default=32)
     add_template(score)
     add_ray(score)
+    score.set_defaults(usual={action.dest: action.default for action in score._actions})
 
     evaluate = command(commands, "evaluate", "measure rewards and baselines on graded, scored rollouts")
     evaluate.add_argument("rollouts", nargs="+", help="scored rollout files (JSONL)")
@@ -165,6 +175,9 @@ def build_parser() -> argparse.ArgumentParser:
     best.add_argument("--budget", type=int, help="tokens for all questions together, spent where they help most")
     best.add_argument("--raw", action="store_true", help="give the text to the model as it is, without the chat template")
     add_sampling(best, batch_size=8)
+    add_api(best)
+    best.add_argument("--any-model", action="store_true", help="with --api: the reward model may be of a model of another name")
+    best.set_defaults(usual={action.dest: action.default for action in best._actions})
 
     explain = command(commands, "explain", "write a page that shows each token's gate and reward")
     add_model(explain)
@@ -244,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _left()
     if result.stopped:
         return _fail(result.stopped, 130)
+    if result.failed:
+        return _fail(result.failed, 1)
     return 0 if result.ok else 1
 
 

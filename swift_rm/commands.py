@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.embedded import load_language_model
 from swift_rm.repeats import check_files_once, check_responses_once
-from swift_rm.rollouts import Rollout, read_rollouts
+from swift_rm.rollouts import Prompt, Rollout, read_rollouts
 
 if TYPE_CHECKING:
     from swift_rm.workers import Workers
@@ -24,13 +24,15 @@ LAST_LAYERS = (-2, -1)  # at least as good as all of them in benchmarks/results/
 class Result:
     """What a command prints: a text, or with ``--json`` its data (None: nothing more).
 
-    ``ok`` False makes the exit code 1; ``stopped`` is the sentence that follows a Ctrl-C, and makes it 130.
+    ``ok`` False makes the exit code 1, and so does ``failed``, a sentence on what is missing; ``stopped`` is the sentence
+    that follows a Ctrl-C, and makes it 130.
     """
 
     text: str
     data: Any
     ok: bool = True
     stopped: str | None = None
+    failed: str | None = None
 
 
 def demo(args: Namespace) -> Result:
@@ -43,25 +45,23 @@ def demo(args: Namespace) -> Result:
 
 def sample(args: Namespace) -> Result:
     """Sample responses into a rollout file."""
+    from swift_rm.api_commands import asks_api, sample_from_api
+
+    if asks_api(args):
+        return sample_from_api(args)
     from swift_rm.sampling import iter_samples
 
-    counts: Counter[str] = Counter(
-        dict.fromkeys(("responses", "right", "not_right", "ungraded", "unparsable", "cut_at_length"), 0)
-    )
     with (
         open_model(args) as (model, tokenizer, workers),
         open_task_of(args, tokenizer) as (questions, grade),
         feature_writer(args, model, tokenizer, len(questions)) as features,
     ):
-        for rollouts in iter_samples(
+        batches = iter_samples(
             model, tokenizer, questions, args.n, args.out, grade=grade, batch_size=args.batch_size, seed=args.seed,
             max_new_tokens=args.max_new_tokens, progress=watched(), features=features, grade_timeout=args.grade_timeout,
-            chat_template_kwargs=args.chat_template_kwargs, workers=workers, **sampling_of(args),
-        ):  # fmt: skip
-            counts["responses"] += len(rollouts)
-            counts.update({1: "right", 0: "not_right", None: "ungraded"}[rollout.label] for rollout in rollouts)
-            counts["unparsable"] += sum(rollout.answer is None and rollout.label is not None for rollout in rollouts)
-            counts["cut_at_length"] += sum(rollout.finish_reason == "length" for rollout in rollouts)
+            chat_template_kwargs=args.chat_template_kwargs, workers=workers, top_logprobs=args.top_logprobs, **sampling_of(args),
+        )  # fmt: skip
+        counts = count_samples(batches)
     data = {"out": args.out, "questions": len(questions), **counts}
     return Result(listing(data), data)
 
@@ -197,11 +197,12 @@ def open_model(args: Namespace) -> Iterator[tuple[Any, Any, Workers | None]]:
 
 @contextmanager
 def open_task_of(args: Namespace, tokenizer: Any) -> Iterator[tuple[list[Any], Callable[[Any, str], Any]]]:
-    """Yield the questions of ``--task`` and its grader, open until the end of the ``with`` block."""
+    """Yield the questions of ``--task`` and its grader, open until the end of the ``with`` block; of an API no ``tokenizer``."""
     from swift_rm.tasks.named import open_task
 
+    messages = tokenizer is None or bool(tokenizer.chat_template)
     questions, grade, close = open_task(
-        args.task, questions=args.questions, seed=args.seed, grading=args.grading, chat_template=bool(tokenizer.chat_template)
+        args.task, questions=args.questions, seed=args.seed, grading=args.grading, chat_template=messages
     )
     try:
         yield questions, grade
@@ -222,14 +223,15 @@ def read_rollout_files(args: Namespace) -> list[Rollout]:
     check_files_once(args.rollouts)
     skipped: Counter[str] = Counter()
     rollouts, files = [], []
-    prompts: dict[str, list[list[int]]] = {}
+    prompts: dict[str, list[Prompt | list[int]]] = {}
     for path in args.rollouts:
         for rollout in read_rollouts(path, skip_bad_lines=args.skip_bad_lines, skipped=skipped):
             # One question is one id with one prompt: files that number other questions alike are told apart.
             variants = prompts.setdefault(rollout.question_id, [])
-            if rollout.prompt_ids not in variants:
-                variants.append(rollout.prompt_ids)
-            place = variants.index(rollout.prompt_ids)
+            prompt = rollout.prompt_ids or rollout.prompt  # no ids are known where an API answered
+            if prompt not in variants:
+                variants.append(prompt)
+            place = variants.index(prompt)
             rollouts.append(replace(rollout, question_id=f"{rollout.question_id}#{place + 1}") if place else rollout)
             files.append(path)
     for path, count in skipped.items():
@@ -253,6 +255,19 @@ def feature_writer(args: Namespace, model: Any, tokenizer: Any, questions: int) 
     tokens = sampling_settings(model, 0, args.n, args.max_new_tokens, {})["max_new_tokens"]
     sys.stderr.write(f"swift-rm: {announce(args.features, key, questions, tokens)}\n")
     return FeatureWriter(args.features, key, progress=watched())
+
+
+def count_samples(batches: Iterable[list[Rollout]]) -> Counter[str]:
+    """Sample all of the batches; return how many responses there are, and of which kinds."""
+    counts: Counter[str] = Counter(
+        dict.fromkeys(("responses", "right", "not_right", "ungraded", "unparsable", "cut_at_length"), 0)
+    )
+    for rollouts in batches:
+        counts["responses"] += len(rollouts)
+        counts.update({1: "right", 0: "not_right", None: "ungraded"}[rollout.label] for rollout in rollouts)
+        counts["unparsable"] += sum(rollout.answer is None and rollout.label is not None for rollout in rollouts)
+        counts["cut_at_length"] += sum(rollout.finish_reason == "length" for rollout in rollouts)
+    return counts
 
 
 def sampling_of(args: Namespace) -> dict[str, Any]:

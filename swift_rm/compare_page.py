@@ -132,7 +132,7 @@ def _card(name: str, side: Side, choice: Choice, group: Sequence[Rollout]) -> st
         "answer": choice.answer,
         "reward": None if choice.reward is None else f"{choice.reward:+.2f}".replace("-", _MINUS),
         "response": f"{choice.place + 1} of {len(group)}",
-        "tokens": len(rollout.response_ids),
+        "tokens": rollout.tokens,
         "finish": rollout.finish_reason,
     }
     facts = "".join(f"<li>{label} <b>{text(value)}</b></li>" for label, value in known.items() if value is not None)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from swift_rm.logprob_features import VERSION, feature_names
+from swift_rm.logprobs import MOST_ALTERNATIVES
 from swift_rm.region import parse_region
 
 Source = Literal["hidden", "logits", "top_logprobs"]
@@ -26,7 +28,13 @@ class SwiftConfig:
     a response without the marker is read whole and flagged. ``base_layers`` is L and ``fingerprint`` that of the base
     model's vocabulary and chat template; both are filled in by ``fit`` and checked whenever the reward model meets a
     language model. ``heads`` judge together: the reward is the mean of theirs minus ``pessimism`` times their standard
-    deviation. Raises ValueError that carries the offending value.
+    deviation.
+
+    ``source`` is what the features are: ``"hidden"`` states; ``"logits"``, the output logits of the step that produced a
+    token, over the whole vocabulary (:meth:`of_logits`); or ``"top_logprobs"``, made of the token's log-probability and those
+    of ``top_logprobs`` alternatives, as APIs return them, in ``features_version`` of ``logprob_features``
+    (:meth:`of_top_logprobs`). The last two are made after the last layer, and ``layers`` is that alone. Raises ValueError
+    that carries the offending value.
     """
 
     hidden_size: int
@@ -44,6 +52,8 @@ class SwiftConfig:
     evaluation: Mapping[str, Any] | None = None
     heads: int = 1
     pessimism: float = 0.0
+    top_logprobs: int | None = None
+    features_version: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -66,6 +76,39 @@ class SwiftConfig:
                 raise ValueError(f"layers {self.layers} name a layer twice (the base model has {self.base_layers} layers)")
         elif len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers {self.layers} name a layer twice")
+        self._check_source()
+
+    def _check_source(self) -> None:
+        if self.source != "hidden" and (self.position != "generating" or self.layers not in ((-1,), (self.base_layers,))):
+            raise ValueError(
+                f"the source {self.source!r} is read after the last layer and where a token is generated, got layers "
+                f"{self.layers} and position {self.position!r}"
+            )
+        if self.source != "top_logprobs":
+            if (self.top_logprobs, self.features_version) != (None, None):
+                raise ValueError(f"top_logprobs and features_version go with the source 'top_logprobs', not {self.source!r}")
+            return
+        if not isinstance(self.top_logprobs, int) or not 0 <= self.top_logprobs <= MOST_ALTERNATIVES:
+            raise ValueError(f"top_logprobs must be 0 to {MOST_ALTERNATIVES} alternatives, got {self.top_logprobs!r}")
+        if self.features_version != VERSION:
+            raise ValueError(f"features_version must be {VERSION}, which this package makes, got {self.features_version!r}")
+        if self.hidden_size != len(feature_names(self.top_logprobs)):
+            raise ValueError(
+                f"{self.top_logprobs} alternatives make {len(feature_names(self.top_logprobs))} features, got {self.hidden_size}"
+            )
+        if self.region != "response":
+            raise ValueError(f"the source 'top_logprobs' reads whole responses, got region {self.region!r}")
+
+    @classmethod
+    def of_logits(cls, vocabulary: int, **settings: Any) -> SwiftConfig:
+        """Describe a reward model that reads output logits, ``vocabulary`` of them a token."""
+        return cls(vocabulary, (-1,), source="logits", **settings)
+
+    @classmethod
+    def of_top_logprobs(cls, top: int = MOST_ALTERNATIVES, **settings: Any) -> SwiftConfig:
+        """Describe a reward model that reads log-probabilities: each token's, and those of ``top`` alternatives."""
+        width = len(feature_names(top))
+        return cls(width, (-1,), source="top_logprobs", top_logprobs=top, features_version=VERSION, **settings)
 
     @property
     def width(self) -> int:

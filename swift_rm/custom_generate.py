@@ -16,6 +16,7 @@ from swift_rm.decoding import Decoded, Limits, PromptBatch, processors_of
 from swift_rm.generate_settings import refuse_other_decoding
 from swift_rm.identity import check_base_model
 from swift_rm.pruning import Prune, get_prune
+from swift_rm.ranking import why_no_reward
 from swift_rm.running import RunningRewards
 from swift_rm.selection import EXTERNAL_RULES
 from swift_rm.selection import select as choose
@@ -108,7 +109,7 @@ class BestOfNDecoding:
             raise KeyboardInterrupt
         for prompt, group in enumerate(self.candidates):
             if not group[0].complete:
-                raise ValueError(f"none of the {self.n} candidates of prompt {prompt} has a reward: their states are NaN or Inf")
+                raise ValueError(f"none of the {self.n} candidates of prompt {prompt} has a reward: {why_no_reward(group)}")
             if self.select != "best" and self.tokenizer is not None:
                 texts = [decode_text(self.tokenizer, one) for one in group if one.complete]  # which come first
                 answers = [self.answer(text) for text in texts]

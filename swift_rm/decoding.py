@@ -103,6 +103,8 @@ class PromptBatch:
                 raise ValueError(f"{name} remembers which row is which, and rows leave the batch here: leave its setting out")
         self.model, self.running, self.ids = model, running, input_ids
         self.processors, self.criteria, self.do_sample = logits_processor, stopping_criteria, generation_config.do_sample
+        ends = generation_config.eos_token_id
+        running.ended_by([] if ends is None else torch.as_tensor(ends).reshape(-1).tolist())
         running.begin()
         with running.tap:
             outputs = model._prefill(input_ids, generation_config, model_kwargs)  # type: ignore[operator]
@@ -260,7 +262,9 @@ class Rows:
             reason, flag, reward = reasons[candidate], flags[row], rewards[row]
             # Where the tokens run out at once, a candidate may have none that is scored yet: that is no fault of its states.
             if reason == "not_finite" or not (math.isfinite(reward) or reason == "budget"):
-                reason, flag, reward, partial[row] = "not_finite", "not_finite", math.nan, math.nan
+                nothing_read = flag == "region_empty" and reason != "not_finite"  # it said its end token, which is not read
+                reason, flag = "not_finite", flag if nothing_read else "not_finite"
+                reward = partial[row] = math.nan
             self.left[candidate] = Decoded(
                 self._prompts[candidate], tokens[row], reward, logprobs[row] / len(tokens[row]), reason, flag, partial[row]
             )

@@ -70,7 +70,8 @@ def _unpacked(made: list[Rollout], states: NDArray[np.uint8], dtype: torch.dtype
 class Drawing:
     """How every batch of a run is drawn: a function of the model, the tokenizer and the :class:`Draw`.
 
-    ``settings`` are those of `generate`, ``sampling`` and ``identity`` what the records say of them and of the model.
+    ``settings`` are those of `generate`, ``sampling`` and ``identity`` what the records say of them and of the model. With
+    ``top_logprobs`` the records hold the log-probabilities of so many of the likeliest tokens at each place, too.
     """
 
     n: int
@@ -80,6 +81,7 @@ class Drawing:
     identity: Mapping[str, Any]
     record: Recording | None = None
     guard: GuardedGrader | None = None
+    top_logprobs: int | None = None
 
     def __call__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draw: Draw) -> Drawn:
         """Sample and grade what is missing; the same batch gives the same, wherever and whenever it is drawn."""
@@ -95,9 +97,11 @@ class Drawing:
         with ExitStack() as stack:
             recorder = None
             if self.record is not None and len(draw.missing) == self.n * len(draw.questions):
-                recorder = stack.enter_context(StateRecorder(model, self.record.layers, self.record.positions))
+                recorder = stack.enter_context(
+                    StateRecorder(model, self.record.layers, self.record.positions, self.record.source)
+                )
             seed = seed_for(self.seed, [question.question_id for question in draw.questions])
-            rows = generate_responses(model, tokenizer, draw.prompts, self.n, seed, self.settings, recorder)
+            rows = generate_responses(model, tokenizer, draw.prompts, self.n, seed, self.settings, recorder, self.top_logprobs)
         responses = [response for row in rows for response in row]
         states = recorder.packed([len(one.token_ids) for one in responses]) if recorder is not None else None
         answers = [(draw.questions[place // self.n], responses[place].text) for place in draw.missing]
@@ -117,6 +121,7 @@ class Drawing:
             "token_logprobs": [round(value, 4) for value in response.token_logprobs],
             "token_confidence": [round(value, 4) for value in response.token_confidence],
             "self_certainty": response.self_certainty,
+            **(response.logprobs.to_record() | {"end_token": response.ended} if response.logprobs else {}),
             **({"question": dict(question.extra)} if question.extra else {}),
             **({"grade_error": graded.error} if graded.error else {}),
         }

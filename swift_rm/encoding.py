@@ -53,6 +53,11 @@ def check_ids(model: PreTrainedModel, prompt_ids: Sequence[int], response_ids: S
     """Raise ValueError if a sequence cannot be read: nothing in it, too long, or ids that the model does not have."""
     config = model.config.get_text_config()
     limit, length = getattr(config, "max_position_embeddings", None), len(prompt_ids) + len(response_ids)
+    if not length:
+        raise ValueError(
+            f"{name} has no token ids, as an API tells none: what its record holds is read by a reward model of the source "
+            "'top_logprobs', without the language model"
+        )
     if not prompt_ids:
         raise ValueError(f"{name} has an empty prompt")
     if not response_ids:

@@ -137,7 +137,7 @@ def evaluate(
         ece=found.error if found else None,
         unparsable=sum(rollout.answer is None for rollout in flat),
         mixed_questions=int(mixed.sum()),
-        tokens_per_response=sum(len(rollout.response_ids) for rollout in flat) / len(flat),
+        tokens_per_response=sum(rollout.tokens for rollout in flat) / len(flat),
         calibration=found.bins if found else None,
     )
 

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from swift_rm.config import Source
 from swift_rm.feature_index import ShardEntry, read_index
 from swift_rm.features import Features
 from swift_rm.region import WHOLE
@@ -34,7 +35,7 @@ class _Graded:
 
 
 class FeatureStore:
-    """The features in ``folder`` as ``views`` read them (none: every row that is stored), shard by shard.
+    """The hidden states in ``folder`` as ``views`` read them (none: every row that is stored), shard by shard.
 
     ``key`` says of which model, layers and positions they are. ``labels [B]`` and ``question [B]`` (0..Q-1, with their names
     in ``question_ids``) are those of all graded responses, shard after shard; two questions of one id with other prompts are
@@ -43,6 +44,8 @@ class FeatureStore:
     shard that is missing or corrupt, by name, and with the way to redo it: its checksum is compared when it is first used,
     unless ``verify`` is False.
     """
+
+    states_source: ClassVar[Source] = "hidden"  # of no other: logits would fill any disk, log-probabilities are in the records
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 
 from swift_rm.config import SwiftConfig
 from swift_rm.encoding import Encoded, check_ids
-from swift_rm.packing import packed_states
+from swift_rm.end_token import without_ends
+from swift_rm.packing import packed_features, states_named
 from swift_rm.quantised import dequantise
 from swift_rm.region import Region
-from swift_rm.rollouts import Rollout
+from swift_rm.rollouts import Rollout, labels_of, question_numbers
 from swift_rm.views import View, mark_rows, view_of, view_rows
 
 if TYPE_CHECKING:
@@ -144,13 +145,12 @@ def extract_features(
 ) -> Features:
     """Read the states of every rollout once, in the language model's own dtype, and keep them in memory.
 
-    What is read is what the configuration's position and region say, or, with ``views``, what any of these read.
+    What is read is what the configuration's position and region say, or, with ``views``, what any of these read. By its
+    source the states are output logits, or the features of log-probabilities, in float32 and without a response's end token.
     Raises ValueError if they would need more than ``max_bytes``, by default half of the memory that is free (said
     before anything is run), if a label is missing, if a sequence is not the model's, or if states are NaN or Inf.
     """
-    missing = [i for i, rollout in enumerate(rollouts) if rollout.label is None]
-    if missing:
-        raise ValueError(f"{len(missing)} of {len(rollouts)} rollouts have no label (the first is number {missing[0]})")
+    labels = torch.tensor(labels_of(rollouts))
     for i, rollout in enumerate(rollouts):
         check_ids(model, rollout.prompt_ids, rollout.response_ids, f"rollout {i} (question {rollout.question_id!r})")
     views = tuple(views) or (view_of(config),)
@@ -158,30 +158,38 @@ def extract_features(
     held = [_rows([rows for rows, _ in each]) for each in found]
     masks, flags = mark_rows(found, held)
     encoded = [Encoded(r.prompt_ids, r.response_ids, Region(rows)) for r, rows in zip(rollouts, held, strict=True)]
+    if config.source == "top_logprobs":  # whose region is the whole response, so that there are no masks
+        encoded = without_ends(model, config.source, encoded)
+        held = [one.region.tokens for one in encoded]
+        for i, rows in enumerate(held):
+            if not len(rows):
+                raise ValueError(
+                    f"rollout {i} (question {rollouts[i].question_id!r}) has no token before its end token, which is not read"
+                )
     sizes = torch.tensor([len(rows) for rows in held])
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    dtype = model.dtype
+    dtype = model.dtype if config.source != "top_logprobs" else torch.float32
     needed = int(offsets[-1]) * config.width * dtype.itemsize
     max_bytes = max_bytes or free_bytes() // 2
     if needed > max_bytes:
         raise ValueError(
             f"the states of {len(rollouts)} responses ({int(offsets[-1]):,} tokens x {config.width} features) "
             f"need {needed / 2**30:.1f} GiB, "
-            f"more than max_bytes = {max_bytes / 2**30:.1f} GiB: read fewer layers (now {len(config.layers)}) or fewer responses"
+            f"more than max_bytes = {max_bytes / 2**30:.1f} GiB: {_less(config)}"
         )
     states = torch.empty(int(offsets[-1]), config.width, dtype=dtype)
     with (
         tqdm(total=len(encoded), desc="reading states", unit="response", disable=not progress, delay=1) as bar,
         torch.inference_mode(),
     ):
-        for packed in packed_states(model, config.layers, "generating", encoded, batch_size=batch_size):
+        for packed in packed_features(model, replace(config, position="generating"), encoded, batch_size=batch_size):
             for layer, part, column in zip(config.layers, packed.layers, range(len(config.layers)), strict=True):
                 if not bool(torch.isfinite(part).all()):
                     row = int((~torch.isfinite(part)).any(-1).nonzero()[0])
                     owner = packed.indices[int(torch.searchsorted(packed.offsets, row, right=True)) - 1]
                     raise ValueError(
                         f"response {owner} (question {rollouts[owner].question_id!r}) has NaN or Inf "
-                        f"in the states of layer {layer}"
+                        f"in {states_named(config.source, layer)}"
                     )
                 columns = slice(column * config.hidden_size, (column + 1) * config.hidden_size)
                 for i, owner in enumerate(packed.indices):
@@ -189,15 +197,24 @@ def extract_features(
                     states[offsets[owner] : offsets[owner + 1], columns] = source.to(states.device)
             bar.update(len(packed.indices))
             del packed, part  # before the next batch is read
-    names = {name: i for i, name in enumerate(dict.fromkeys(rollout.question_id for rollout in rollouts))}
-    labels = torch.tensor([rollout.label for rollout in rollouts])
-    question = torch.tensor([names[rollout.question_id] for rollout in rollouts])
+    question = torch.tensor(question_numbers(rollouts))
     return Features(states, offsets, labels, question, dict(flags), masks if len(views) > 1 else None, views)
 
 
 def _rows(wanted: Sequence[Sequence[int]]) -> Sequence[int]:
     """Return the rows of a response that one view reads, or all between the first and the last that several read."""
     return wanted[0] if len(wanted) == 1 else range(min(rows[0] for rows in wanted), max(rows[-1] for rows in wanted) + 1)
+
+
+def _less(config: SwiftConfig) -> str:
+    """Return what could be done where states need too much memory."""
+    if config.source == "logits":
+        return (
+            "read hidden states, the features of log-probabilities, or fewer responses, or train while sampling (--online), "
+            "which keeps no more than --replay-gib"
+        )
+    what = "alternatives" if config.source == "top_logprobs" else "layers"
+    return f"read fewer {what} (now {config.top_logprobs if what == 'alternatives' else len(config.layers)}) or fewer responses"
 
 
 def free_bytes() -> int:

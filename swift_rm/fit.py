@@ -17,6 +17,7 @@ from swift_rm.features import Features, FeatureSource, extract_features
 from swift_rm.fit_settings import FitSettings
 from swift_rm.identity import check_sampled_by, describe_base
 from swift_rm.judging import Judged, held_out_auroc, judge, predict
+from swift_rm.logprob_records import check_record_source, record_features, sampled_by
 from swift_rm.plans import HeadPlan, bank_layers, bank_views, check_plans
 from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.rollouts import Rollout
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     rollouts: Sequence[Rollout],
     config: SwiftConfig,
@@ -42,7 +43,8 @@ def fit(
 ) -> SwiftRewardModel:
     """Train a reward model on graded rollouts: read every state once, then fit the head (see :func:`fit_bank`).
 
-    Further keywords are those of :class:`FitSettings`. The base model's identity is recorded in the configuration.
+    Further keywords are those of :class:`FitSettings`. The base model's identity is recorded in the configuration. Without a
+    ``model`` a configuration of the source "top_logprobs" reads the log-probabilities in the rollouts, as APIs return them.
     """
     plan = HeadPlan(config, FitSettings(loss=loss, **settings))  # type: ignore[arg-type]
     return fit_rollouts(
@@ -51,7 +53,7 @@ def fit(
 
 
 def fit_rollouts(
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     rollouts: Sequence[Rollout],
     plans: Sequence[HeadPlan],
@@ -61,7 +63,7 @@ def fit_rollouts(
     progress: bool = False,
 ) -> list[Judged]:
     """Train a bank of heads on graded rollouts: read every state once, then fit them all (see :func:`fit_bank`)."""
-    plans = describe_plans(plans, model, tokenizer)
+    plans = describe_plans(plans, model, tokenizer, rollouts)
     features = read_rollouts_for(
         plans, model, tokenizer, rollouts, forward_batch_size=forward_batch_size, max_bytes=max_bytes, progress=progress
     )
@@ -70,7 +72,7 @@ def fit_rollouts(
 
 def read_rollouts_for(
     plans: Sequence[HeadPlan],
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     rollouts: Sequence[Rollout],
     *,
@@ -78,9 +80,14 @@ def read_rollouts_for(
     max_bytes: int | None = None,
     progress: bool = False,
 ) -> Features:
-    """Read the states of graded rollouts that the plans' heads read between them; raise ValueError if they cannot train one."""
-    check_sampled_by(rollouts, model)
+    """Read the states of graded rollouts that the plans' heads read between them; raise ValueError if they cannot train one.
+
+    Without a model the log-probabilities in the rollouts are read.
+    """
     check_trainable([(rollout.question_id, rollout.label) for rollout in rollouts])
+    if model is None:
+        return record_features(rollouts, check_record_source(plans[0].config), max_bytes=max_bytes, progress=progress)
+    check_sampled_by(rollouts, model)
     config = replace(plans[0].config, layers=bank_layers(plans))
     return extract_features(
         model, tokenizer, rollouts, config, views=bank_views(plans), batch_size=forward_batch_size, max_bytes=max_bytes,
@@ -129,7 +136,11 @@ def train_bank(
     held = getattr(source, "views", ()) or tuple(views)
     if held != tuple(views):
         raise ValueError(f"the features are read as {list(held)}, but the heads read {list(views)} (position, region)")
-    settings = plans[0].settings
+    settings, stored = plans[0].settings, getattr(source, "states_source", plans[0].config.source)
+    if stored != plans[0].config.source:
+        raise ValueError(
+            f"the features are of the source {stored!r}, but the heads read {plans[0].config.source!r}: train these from rollouts"
+        )
     check_trainable(list(zip(map(str, source.question.tolist()), source.labels.tolist(), strict=True)))
     train, held_out = split_questions(source, settings.validation, settings.seed)
     responses = members_of(source.question, train)
@@ -158,9 +169,20 @@ def _flags(source: FeatureSource) -> dict[str, int]:
 
 
 def describe_plans(
-    plans: Sequence[HeadPlan], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    plans: Sequence[HeadPlan],
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rollouts: Sequence[Rollout] = (),
 ) -> list[HeadPlan]:
-    """Return the plans with the base model's identity in their configurations; raise ValueError if one names another."""
+    """Return the plans with the base model's identity in their configurations; raise ValueError if one names another.
+
+    Without a model the rollouts say which one sampled them; what a configuration says already is not changed.
+    """
+    if model is None:
+        for plan in plans:
+            check_record_source(plan.config)
+        said = sampled_by([] if all(plan.config.base_model for plan in plans) else rollouts)
+        return [plan if plan.config.base_model else replace(plan, config=replace(plan.config, **said)) for plan in plans]
     return [replace(plan, config=describe_base(plan.config, model, tokenizer)) for plan in plans]
 
 

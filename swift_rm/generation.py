@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from swift_rm.end_token import own_ends
 from swift_rm.evaluating import evaluating
 from swift_rm.generate_settings import end_tokens_of, refuse_other_decoding
+from swift_rm.logprobs import TokenLogprobs
 from swift_rm.recording import StateRecorder
-from swift_rm.token_statistics import StatisticsRecorder
+from swift_rm.token_statistics import StatisticsRecorder, TokenStatistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +33,11 @@ OURS = {
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response: its tokens (end-of-sequence included), why it ended, and statistics per token ``[R]``."""
+    """One sampled response: its tokens (end-of-sequence included), why it ended, and statistics per token ``[R]``.
+
+    ``logprobs`` are those of the likeliest tokens as well, if asked for; ``ended`` tells whether the last token is one of the
+    model's own end tokens.
+    """
 
     token_ids: list[int]
     text: str
@@ -39,6 +45,8 @@ class Response:
     token_logprobs: list[float]
     token_confidence: list[float]
     self_certainty: float
+    ended: bool = False
+    logprobs: TokenLogprobs | None = None
 
     @property
     def logprob_mean(self) -> float:
@@ -83,16 +91,18 @@ def generate_responses(
     seed: int,
     settings: Mapping[str, Any],
     states: StateRecorder | None = None,
+    top_logprobs: int | None = None,
 ) -> list[list[Response]]:
     """Sample ``n`` responses for each prompt in one batch; the global random state is left as it was.
 
     ``states``, inside its ``with`` block, records the hidden states of the rows: ``n`` for each prompt, prompt after prompt.
+    ``top_logprobs`` asks for the log-probabilities of so many of the likeliest tokens at each place.
     """
     device = model.device
     ids, mask, pad = left_padded(tokenizer, prompts, device)
     width = ids.shape[1]
     passed = dict(settings)
-    recorder, ends = StatisticsRecorder(), _RowEnds(passed.pop("stopping_criteria", None) or [], width)
+    recorder, ends = StatisticsRecorder(top_logprobs or 0), _RowEnds(passed.pop("stopping_criteria", None) or [], width)
     if passed.get("stop_strings"):
         from transformers import StopStringCriteria
 
@@ -111,10 +121,10 @@ def generate_responses(
         stops = ends.lengths(end_tokens(model, settings), out)
         if states is not None:
             states.finish([stop in (None, out.shape[1] - width) for stop in stops])
-    statistics = recorder.finish(out)
+    statistics, own = recorder.finish(out), own_ends(model)
     rows = [
-        _response(tokenizer, out[row, width:].tolist(), stops[row], *(part[row].tolist() for part in vars(statistics).values()))
-        for row in range(len(out))
+        _response(tokenizer, tokens, stops[row], statistics.row(row), own, top_logprobs is not None)
+        for row, tokens in enumerate(out[:, width:].tolist())
     ]
     return [rows[start : start + n] for start in range(0, len(rows), n)]
 
@@ -168,12 +178,15 @@ def _response(
     tokenizer: PreTrainedTokenizerBase,
     tokens: list[int],
     stop: int | None,
-    logprob: list[float],
-    confidence: list[float],
-    certainty: list[float],
+    said: TokenStatistics,
+    ends: frozenset[int],
+    with_top: bool,
 ) -> Response:
     length = stop or len(tokens)
+    logprob, confidence, certainty, top = (part[:length].tolist() for part in vars(said).values())
     text = tokenizer.decode(tokens[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     reason = "stop" if stop else "length"
-    mean_certainty = sum(certainty[:length]) / length
-    return Response(tokens[:length], str(text), reason, logprob[:length], confidence[:length], mean_certainty)
+    return Response(
+        tokens[:length], str(text), reason, logprob, confidence, sum(certainty) / length, tokens[length - 1] in ends,
+        TokenLogprobs.of(logprob, top) if with_top else None,
+    )  # fmt: skip

@@ -146,7 +146,8 @@ def check_not_itself(args: Namespace) -> None:
 
 
 def _explainer(args: Namespace, template: Template) -> Explainer | None:
-    from swift_rm.hipo.endpoint_explainer import EndpointExplainer, without_secrets
+    from swift_rm.api.keys import without_secrets
+    from swift_rm.hipo.endpoint_explainer import EndpointExplainer
     from swift_rm.hipo.judge_text import RuleExplainer
 
     if args.explainer.startswith(("http://", "https://")):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.config import SwiftConfig
+from swift_rm.logits_tap import output_width
 from swift_rm.rollouts import Rollout
 from swift_rm.tap import model_shape
 
@@ -52,18 +53,19 @@ def describe_base(config: SwiftConfig, model: PreTrainedModel, tokenizer: PreTra
 def check_base_model(config: SwiftConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Raise ValueError that names both models unless this is the language model that the reward model was trained on.
 
-    Hidden size, number of layers, vocabulary and chat template are compared, and names where both are Hub ids (a
-    folder's name says nothing). What the configuration does not record cannot be checked.
+    Hidden size (or the number of output logits, by the source), number of layers, vocabulary and chat template are compared,
+    and names where both are Hub ids (a folder's name says nothing). What the configuration does not record cannot be checked.
     """
-    if config.source != "hidden":
-        raise ValueError(f"this reward model reads {config.source!r}, not hidden states")
     shape, name = model_shape(model), model_identity(model)["id"]
     trained_on = f"the reward model was trained on {config.base_model or 'an unnamed model'}"
-    if shape.hidden_size != config.hidden_size:
+    if config.source == "hidden" and shape.hidden_size != config.hidden_size:
         raise ValueError(
             f"expected hidden states of width {config.hidden_size} ({trained_on}, layers {config.layers}), "
             f"but {name} has hidden size {shape.hidden_size}"
         )
+    logits = output_width(model) if config.source != "hidden" else None
+    if config.source == "logits" and logits != config.hidden_size:
+        raise ValueError(f"expected {config.hidden_size} output logits ({trained_on}), but {name} has {logits}")
     if config.base_layers is not None and shape.layers != config.base_layers:
         raise ValueError(f"{trained_on} with {config.base_layers} layers, but {name} has {shape.layers}")
     config.for_base(shape.layers)
@@ -78,13 +80,16 @@ def check_base_model(config: SwiftConfig, model: PreTrainedModel, tokenizer: Pre
 
 def check_sampled_by(rollouts: Sequence[Rollout], model: PreTrainedModel) -> None:
     """Warn, with counts, if rollouts were sampled by another model than the one whose states are about to be read."""
-    name = model_identity(model)["id"]
+    warn_of_others(rollouts, model_identity(model)["id"], "whose states are read", stacklevel=4)
+
+
+def warn_of_others(rollouts: Sequence[Rollout], name: str, which: str, *, stacklevel: int = 3) -> None:
+    """Warn, with counts, of rollouts that another model sampled than the one called ``name``; ``which`` says what it is."""
     others = Counter(rollout.model["id"] for rollout in rollouts if rollout.model.get("id", name) != name)
     if others:
         warnings.warn(
-            f"{others.total()} of {len(rollouts)} rollouts were sampled by {', '.join(others)}, "
-            f"not by {name}, whose states are read",
-            stacklevel=3,
+            f"{others.total()} of {len(rollouts)} rollouts were sampled by {', '.join(others)}, not by {name}, {which}",
+            stacklevel=stacklevel,
         )
 
 

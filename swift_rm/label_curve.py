@@ -40,7 +40,7 @@ SHOWN = ("auroc", "best", "shrunk")
 class SomeQuestions:
     """Some questions of a feature source, whose states stay where they are: what is read of a shard, training picks by number."""
 
-    source: FeatureSource
+    whole: FeatureSource
     labels: Tensor
     question: Tensor
 
@@ -52,11 +52,11 @@ class SomeQuestions:
 
     def __len__(self) -> int:
         """Return the number of the source's shards."""
-        return len(self.source)
+        return len(self.whole)
 
     def shard(self, index: int) -> Features:
         """Return a shard with all of its questions."""
-        return self.source.shard(index)
+        return self.whole.shard(index)
 
 
 def draw_questions(questions: Tensor, count: int, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from swift_rm.waves import Ended
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-    from swift_rm.best_of_n import BestOfN
+    from swift_rm.ranking import BestOfN
     from swift_rm.reward_model import SwiftRewardModel
 
 TAIL = 64  # tokens that are turned into text, of which the last ones are shown
@@ -29,6 +29,7 @@ ENDED: dict[Ended, str] = {
     "gain": "more would hardly help",
     "budget": "the budget is spent",
     "interrupted": "interrupted by Ctrl-C",
+    "failed": "some requests failed",
 }
 STYLES = {"writing": "", "done": "green", "pruned": "dim"}
 

@@ -1,7 +1,8 @@
 """Put two files of rollouts side by side: the questions that both hold, and which of their responses are the same.
 
 A question is an id with a prompt. Two language models may write one prompt in different tokens, so between files its text
-or messages count; within a file the tokens tell apart what was asked in two ways, as everywhere.
+or messages count; within a file the tokens tell apart what was asked in two ways, as everywhere. Where an API answered,
+no tokens are known, and the texts tell.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Matched:
     """The questions in both files, in A's order: their names, and as many responses of each by A and by B.
 
     ``only_a`` and ``only_b`` count the questions of one file. ``shared`` of the ``len(names) * n`` responses of B are
-    responses of A too, token by token.
+    responses of A too, token by token, or by their text where no tokens are known.
     """
 
     names: Sequence[str]

@@ -1,8 +1,8 @@
-"""Parity of ``HiddenStateTap`` with transformers' own hidden states, on the user's model.
+"""Parity of ``HiddenStateTap`` and ``LogitsTap`` with transformers' own hidden states and logits, on the user's model.
 
-Each check runs the model twice on the same tokens, once with ``output_hidden_states=True`` and once under the tap, and
-compares every layer. On a CPU the two must be equal to the bit; elsewhere, where kernels may add in another order from
-run to run, they may differ by at most 2 % of the layer's largest value.
+Each check runs the model twice on the same tokens, once with ``output_hidden_states=True``, or with its logits returned,
+and once under the tap, and compares every layer. On a CPU the two must be equal to the bit; elsewhere, where kernels may
+add in another order from run to run, they may differ by at most 2 % of the layer's largest value.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swift_rm.logits_tap import LogitsTap
 from swift_rm.tap import HiddenStateTap, States, model_shape
 
 TOLERANCE = 0.02  # off the CPU, as a fraction of a layer's largest absolute value: a few units of bfloat16's precision
 NEW_TOKENS = 5
+_SETTINGS: dict[str, Any] = {
+    "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, "use_cache": True,
+    "disable_compile": True, "pad_token_id": 0, "return_dict_in_generate": True,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def check_model(
         "forward, layers from the end": lambda: _forward(model, batch, down),
         "generate, one row": lambda: _generate(model, one, up),
         "generate, left padding": lambda: _generate(model, batch, up),
+        "output logits captured exactly": lambda: _logits(model, batch),
         "hooks gone after an exception": lambda: _hooks_gone(model, one, up),
     }
     modes = [(module, module.training) for module in model.modules()]
@@ -104,12 +110,10 @@ def _forward(model: Any, inputs: Mapping[str, Tensor], layers: Sequence[int]) ->
 def _generate(model: Any, inputs: Mapping[str, Tensor], layers: Sequence[int]) -> tuple[bool, str]:
     if not hasattr(model, "generate"):
         return False, f"{type(model).__name__} cannot generate: load it with its language-modelling head"
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
-    settings |= {"use_cache": True, "disable_compile": True, "pad_token_id": 0, "return_dict_in_generate": True}
-    expected = model.generate(**inputs, **settings, output_hidden_states=True)
+    expected = model.generate(**inputs, **_SETTINGS, output_hidden_states=True)
     calls: list[States] = []
     with HiddenStateTap(model, layers, on_forward=calls.append) as tap:
-        got = model.generate(**inputs, **settings)
+        got = model.generate(**inputs, **_SETTINGS)
     if not torch.equal(got.sequences, expected.sequences):
         return False, "two greedy runs sampled different tokens, so their states cannot be compared"
     seen = [call[layers[0]].shape[1] for call in calls]
@@ -119,6 +123,20 @@ def _generate(model: Any, inputs: Mapping[str, Tensor], layers: Sequence[int]) -
     return _compare(tap.states, {layer: torch.cat([step[layer] for step in steps], dim=1) for layer in layers})
 
 
+def _logits(model: Any, inputs: Mapping[str, Tensor]) -> tuple[bool, str]:
+    with LogitsTap(model) as tap:
+        model(**inputs)
+    whole, detail = _compare(tap.states, {-1: model(**inputs).logits})
+    expected = model.generate(**inputs, **_SETTINGS, output_logits=True)
+    with LogitsTap(model) as tap:
+        got = model.generate(**inputs, **_SETTINGS)
+    if not torch.equal(got.sequences, expected.sequences):
+        return False, "two greedy runs sampled different tokens, so their logits cannot be compared"
+    steps = {-1: tap.states[-1][:, -NEW_TOKENS:].float()}  # of the prompt there may be the last token's, or all
+    generated, said = _compare(steps, {-1: torch.stack(expected.logits, dim=1).float()})
+    return whole and generated, detail if not whole or generated else said
+
+
 def _compare(got: States, expected: States) -> tuple[bool, str]:
     shapes = [layer for layer in expected if got[layer].shape != expected[layer].shape]
     if shapes:
@@ -126,7 +144,7 @@ def _compare(got: States, expected: States) -> tuple[bool, str]:
         return False, f"layer {layer} has shape {list(got[layer].shape)}, not {list(expected[layer].shape)}"
     differing = {layer: _difference(got[layer], state) for layer, state in expected.items() if not _same(got[layer], state)}
     if not differing:
-        return True, f"{len(expected)} layers equal to the bit"
+        return True, f"{len(expected)} layers equal to the bit" if len(expected) > 1 else "equal to the bit"
     worst = max(differing, key=lambda layer: differing[layer])
     within = all(_within(got[layer], expected[layer]) for layer in differing)
     verdict = f"within {TOLERANCE:.0%}" if within else f"layers {', '.join(map(str, differing))} differ"

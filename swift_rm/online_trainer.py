@@ -55,7 +55,9 @@ class OnlineTrainer:
         self._plans, self._questions, self._replay = plans, questions, replay
         self._tokenizer, self.device, self._settings = tokenizer, device, plans[0].settings
         self._layers, self._views = bank_layers(plans), bank_views(plans)
-        self.recording = Recording(self._layers, tuple(dict.fromkeys(position for position, _ in self._views)))
+        self.recording = Recording(
+            self._layers, tuple(dict.fromkeys(position for position, _ in self._views)), plans[0].config.source
+        )
         self._generator = torch.Generator().manual_seed(self._settings.seed)
         held_out = torch.randperm(questions, generator=self._generator)[: math.ceil(self._settings.validation * questions)]
         self._held_out = held_out.sort().values

@@ -32,6 +32,8 @@ def plan_grid(config: SwiftConfig, settings: FitSettings | None = None, **choice
     """
     settings = settings or FitSettings()
     how = {one.name for one in fields(FitSettings)}
+    if "layers" in choices and config.source != "hidden":
+        raise ValueError(f"layers cannot be varied: the source {config.source!r} is made after the last layer")
     for name, values in choices.items():
         if name not in READS and name not in how:
             raise ValueError(f"a bank of heads varies {', '.join(READS)} or a field of FitSettings, got {name!r}")
@@ -58,6 +60,9 @@ def check_plans(plans: Sequence[HeadPlan]) -> None:
         raise ValueError("a bank needs at least one head")
     first = plans[0]
     for plan in plans[1:]:
+        read, wanted = ((one.config.source, one.config.top_logprobs) for one in (plan, first))
+        if read != wanted:
+            raise ValueError(f"the heads of a bank share their source: {first.name!r} reads {wanted}, {plan.name!r} {read}")
         for name in SHARED:
             if getattr(plan.settings, name) != getattr(first.settings, name):
                 values = (getattr(first.settings, name), getattr(plan.settings, name))

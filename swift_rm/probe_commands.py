@@ -150,6 +150,8 @@ def _columns(rm: SwiftRewardModel, model: PreTrainedModel, tokenizer: PreTrained
     from swift_rm.model_shape import model_shape
     from swift_rm.views import view_of
 
+    if rm.config.source != "hidden":
+        raise ValueError(f"layers are probed for hidden states, but the reward model reads the source {rm.config.source!r}")
     check_base_model(rm.config, model, tokenizer)
     if view_of(rm.config) != view_of(config):
         raise ValueError(f"the reward model reads at {view_of(rm.config)}, but states are to be read at {view_of(config)}")

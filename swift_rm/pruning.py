@@ -116,7 +116,8 @@ def get_prune(prune: Prune | str | None, rm: SwiftRewardModel) -> Prune | None:
 
 def check_guide(rm: SwiftRewardModel, guide: SwiftRewardModel) -> None:
     """Raise ValueError unless both reward models read the same states."""
-    for name in ("hidden_size", "layers", "position"):
+    layers = ("layers",) if rm.config.source == "hidden" else ()  # the last one's index, or -1: of records no number is known
+    for name in ("source", "top_logprobs", "hidden_size", *layers, "position"):
         there, here = getattr(guide.config, name), getattr(rm.config, name)
         if there != here:
             raise ValueError(

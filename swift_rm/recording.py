@@ -1,4 +1,4 @@
-"""StateRecorder: the hidden states of what `generate` is sampling, kept step by step at no extra forward pass."""
+"""StateRecorder: the states of what `generate` is sampling, kept step by step at no extra forward pass."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from swift_rm.config import POSITIONS, Position
+from swift_rm.config import POSITIONS, SOURCES, Position, Source, SwiftConfig
 from swift_rm.encoding import Encoded
 from swift_rm.last_step import LastStep
+from swift_rm.logits_tap import open_tap
 from swift_rm.packing import packed_states
 from swift_rm.region import Region
-from swift_rm.tap import HiddenStateTap, States
+from swift_rm.tap import States
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,12 +28,14 @@ class Recording:
     """Which states of a response to keep: of which ``layers``, and for heads of which ``positions``.
 
     Row i of a response of R tokens is the state after reading the prompt and i response tokens: ``"generating"`` reads
-    rows 0 to R - 1, ``"token"`` rows 1 to R, both together rows 0 to R. Raises ValueError for no layer or position, or an
-    unknown one.
+    rows 0 to R - 1, ``"token"`` rows 1 to R, both together rows 0 to R. With the ``source`` ``"logits"`` the states are output
+    logits, of the position ``"generating"``. Raises ValueError for no layer or position, or an unknown one, and for
+    log-probabilities: their features are made of records, which hold all that they need.
     """
 
     layers: tuple[int, ...]
     positions: tuple[Position, ...] = DEFAULT_POSITIONS
+    source: Source = "hidden"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -41,6 +44,17 @@ class Recording:
             raise ValueError("layers must name at least one layer, got ()")
         if not self.positions or not set(self.positions) <= set(POSITIONS):
             raise ValueError(f"positions must be some of {POSITIONS}, got {self.positions}")
+        if self.source == "top_logprobs":
+            raise ValueError(
+                "the source 'top_logprobs' is not recorded as states: sample with top_logprobs=K, and train on these records"
+            )
+        if self.source not in SOURCES or (self.source == "logits" and self.positions != DEFAULT_POSITIONS):
+            raise ValueError(f"states of the source {self.source!r} cannot be recorded at the positions {self.positions}")
+
+    @classmethod
+    def of(cls, config: SwiftConfig) -> Recording:
+        """Return what a reward model of this configuration reads."""
+        return cls(config.layers, (config.position,), config.source)
 
     def rows(self, length: int) -> range:
         """Return the rows kept of a response of ``length`` tokens."""
@@ -58,11 +72,15 @@ class StateRecorder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, layers: Sequence[int], positions: Collection[Position] = DEFAULT_POSITIONS
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[int],
+        positions: Collection[Position] = DEFAULT_POSITIONS,
+        source: Source = "hidden",
     ) -> None:
-        self.recording = Recording(tuple(layers), tuple(positions))
+        self.recording = Recording(tuple(layers), tuple(positions), source)
         self._device = model.device
-        self._tap = HiddenStateTap(model, self.recording.layers, keep=False, on_forward=self._see)
+        self._tap = open_tap(model, source, self.recording.layers, keep=False, on_forward=self._see)
         self._last_step = LastStep(model) if "token" in self.recording.positions else None
         self._steps: list[list[Tensor]] = []  # a step: per layer [rows, 1, d]
         self._latest: list[Tensor] | None = None  # of the latest forward call, until its token is chosen
@@ -172,7 +190,7 @@ def read_again(
     counts = torch.tensor([len(one.region.tokens) for one in encoded])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     states: Tensor | None = None
-    for packed in packed_states(model, recording.layers, position, encoded, batch_size=batch_size):
+    for packed in packed_states(model, recording.layers, position, encoded, batch_size=batch_size, source=recording.source):
         if states is None:
             width = sum(layer.shape[1] for layer in packed.layers)
             states = torch.empty(int(offsets[-1]), width, dtype=packed.layers[0].dtype, device=model.device)

@@ -104,7 +104,7 @@ def _about(groups: Sequence[Sequence[Rollout]], about: About) -> Html:
     flat = [one for group in groups for one in group]
     models = dict.fromkeys(_model(one.model) for one in flat)
     named = ", ".join(map(text, list(models)[:5])) + (f" and {len(models) - 5} others" if len(models) > 5 else "")
-    tokens = sum(len(one.response_ids) for one in flat) / len(flat)
+    tokens = sum(one.tokens for one in flat) / len(flat)
     reward = f", reward model <b>{text(clip(about.reward_model, 100))}</b>" if about.reward_model else ""
     return Html(
         f"<b>{counted(len(groups), 'question')}</b> \u00d7 <b>{counted(len(groups[0]), 'response')}</b> "

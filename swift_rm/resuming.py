@@ -31,7 +31,8 @@ def checker(
         if name not in known:
             raise ValueError(f"{out} holds rollouts of question {name!r}, which is not among the questions given")
         question, ids = known[name]
-        if list(rollout.prompt_ids) != list(ids) or rollout.extra.get("reference") != question.reference:
+        other = list(rollout.prompt_ids) != list(ids) or (not ids and rollout.prompt != question.prompt)  # an API tells no ids
+        if other or rollout.extra.get("reference") != question.reference:
             raise ValueError(f"{out} holds rollouts of another question {name!r}: its prompt or reference answer differs")
         for what, there, now in (("settings", rollout.sampling, sampling), ("model", rollout.model, model)):
             differ = _differences(there, now)

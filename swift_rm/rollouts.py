@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ class Rollout:
     """One response to one question, as it was sampled.
 
     ``prompt_ids`` and ``response_ids`` are the truth (the response's end-of-sequence token included); the texts are for
-    people. ``answer`` is None where the grader found none; ``label`` is 1 right, 0 not, None ungraded. ``extra`` keeps
-    unknown keys and the per-token statistics of sampling: ``token_logprobs``, ``token_confidence`` (DeepConf's, [R]
-    each) and ``self_certainty``.
+    people. Both are empty where an API answered, which tells no ids. ``answer`` is None where the grader found none;
+    ``label`` is 1 right, 0 not, None ungraded. ``extra`` keeps unknown keys and the per-token statistics of sampling:
+    ``token_logprobs``, ``token_confidence`` (DeepConf's), [R] each, ``top_logprobs``, R lists of the likeliest tokens',
+    whether the last token is the ``end_token``, and ``self_certainty``.
     """
 
     question_id: str
@@ -37,6 +39,11 @@ class Rollout:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of the response's tokens: of its ids, or where none are known of its log-probabilities."""
+        return len(self.response_ids) or len(self.extra.get("token_logprobs") or ())
 
     def to_json(self) -> str:
         """Write the record as one line of JSON, without the line's end; a non-finite number becomes null."""
@@ -66,6 +73,9 @@ class Rollout:
             raise ValueError(f"'model' must have its id as text, got {record['model']['id']!r:.60}")
         for key in _PER_TOKEN:
             _check_numbers(key, record.get(key))
+        _check_lists("top_logprobs", record.get("top_logprobs"))
+        if not isinstance(record.get("end_token", False), bool):
+            raise ValueError(f"'end_token' must be true or false, got {record['end_token']!r:.60}")
         record = {**record, **{key: _number(key, record[key]) for key in _NUMBERS if key in record}}
         names = {f.name for f in fields(cls)} - {"extra"}
         extra = {key: value for key, value in record.items() if key not in names}
@@ -108,6 +118,17 @@ def _check_numbers(key: str, given: Any) -> None:
             _number(f"{key}[{place}]", value)
 
 
+def _check_lists(key: str, given: Any) -> None:
+    """Raise ValueError unless this is null, or a list of lists of numbers and nulls."""
+    if given is None:
+        return
+    if not isinstance(given, list) or set(map(type, given)) - {list}:
+        raise ValueError(f"{key!r} must be a list of lists of numbers or null, got {given!r:.60}")
+    if set(map(type, chain.from_iterable(given))) - _JSON_FLOATS:
+        for place, values in enumerate(given):
+            _check_numbers(f"{key}[{place}]", values)
+
+
 def finite(value: Any) -> Any:
     """Return JSON-ready values with None for every number that JSON lacks."""
     if isinstance(value, float):
@@ -136,6 +157,20 @@ def iter_rollouts(path: str | Path, *, skip_bad_lines: bool = False, skipped: Co
 def read_rollouts(path: str | Path, *, skip_bad_lines: bool = False, skipped: Counter[str] | None = None) -> list[Rollout]:
     """Read all records of a JSONL file; see :func:`iter_rollouts`."""
     return list(iter_rollouts(path, skip_bad_lines=skip_bad_lines, skipped=skipped))
+
+
+def labels_of(rollouts: Sequence[Rollout]) -> list[int]:
+    """Return the labels; raise ValueError, with their count and the first, if some are missing."""
+    missing = [i for i, rollout in enumerate(rollouts) if rollout.label is None]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(rollouts)} rollouts have no label (the first is number {missing[0]})")
+    return [int(rollout.label or 0) for rollout in rollouts]
+
+
+def question_numbers(rollouts: Sequence[Rollout]) -> list[int]:
+    """Return each rollout's question as a number 0 ... Q - 1, in the order of their first appearance."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(rollout.question_id for rollout in rollouts))}
+    return [numbers[rollout.question_id] for rollout in rollouts]
 
 
 def group_by_question(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:

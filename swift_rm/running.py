@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swift_rm.head import TokenScores
+from swift_rm.logits_tap import open_tap
 from swift_rm.region import Flag, MarkerWatch
 from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.running_logprobs import RunningLogprobs
 from swift_rm.running_mean import RunningMean
-from swift_rm.tap import HiddenStateTap, States
+from swift_rm.tap import States
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class RunningRewards:
@@ -24,7 +26,8 @@ class RunningRewards:
     ``begin()``, a forward call on the prompts, and then, in turn, ``count(tokens, active)``, the tokens just chosen and
     in which rows they belong to a response, and a forward call on them. With ``position="generating"`` a token is scored
     by the state that chose it; with ``"token"`` by its own, which the next forward call shows: ``due`` tells which rows
-    wait for it. States are held until their token is counted, and no longer.
+    wait for it. States are held until their token is counted, and no longer. Where a reward model reads output logits, these
+    are its states; where it reads log-probabilities, they are made into its features when the token is known.
     A row keeps a :class:`RunningMean`, and another for the tokens of a region with a marker; each is one ``gated_step``
     a head.
     ``guide`` is a second reward model, of the same states, whose rewards :meth:`partial` gives instead: one that was
@@ -33,7 +36,7 @@ class RunningRewards:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         rm: SwiftRewardModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
@@ -45,8 +48,15 @@ class RunningRewards:
         self._part = RunningMean(rm.head) if rm.config.marker else None
         self._guide = RunningMean(guide.head) if guide is not None else None
         self._means = [mean for mean in (self._whole, self._part, self._guide) if mean is not None]
-        self.tap = HiddenStateTap(model, rm.config.layers, keep=False, on_forward=self._see)
+        top = rm.config.top_logprobs
+        self._logprobs = RunningLogprobs(model, top) if top is not None else None
+        self.tap = open_tap(model, rm.config.source, rm.config.layers, keep=False, on_forward=self._see)
         self.begin()
+
+    def ended_by(self, ends: Iterable[int]) -> None:
+        """Say which tokens end a response in the calls to come, if not those that the model's own configuration names."""
+        if self._logprobs is not None:
+            self._logprobs.ended_by(ends)
 
     def begin(self) -> None:
         """Forget everything: the next forward call is that of new prompts."""
@@ -61,6 +71,8 @@ class RunningRewards:
         for mean in self._means:
             mean.begin(rows)
         self._watch = MarkerWatch(self.config.region, self._tokenizer, rows) if self._part is not None else None
+        if self._logprobs is not None:
+            self._logprobs.begin()
         self._started = True
 
     def count(self, tokens: Tensor, active: Tensor) -> None:
@@ -75,8 +87,11 @@ class RunningRewards:
         if self._states is None:
             self.due = active.clone()
         else:
-            self._add(self._states, active)
-            self._states = None
+            states, self._states = self._states, None
+            if self._logprobs is not None:
+                features, active = self._logprobs.step(states[0], tokens, active)
+                states = [features]
+            self._add(states, active)
 
     def latest(self) -> list[Tensor] | None:
         """Return the latest forward call's last states, if they choose a token that is not counted yet, for ``resume``."""
@@ -102,6 +117,8 @@ class RunningRewards:
         ]
         for mean in self._means:
             mean.select(rows.to(mean.device))
+        if self._logprobs is not None:
+            self._logprobs.select(rows)
         if self._watch is not None:
             self._watch.select(rows.tolist())
 
@@ -116,7 +133,9 @@ class RunningRewards:
         return self.rewards() if self._guide is None else self._guide.rewards()
 
     def flags(self) -> list[Flag | None]:
-        """Return why the whole response is read instead of the region, for each row."""
+        """Return why the whole response is read instead of the region, or nothing of it, for each row."""
+        if self._logprobs is not None:
+            return [None if some else "region_empty" for some in self._whole.begun().tolist()]
         if self._watch is None or self._part is None:
             return [None] * len(self._whole)
         read = self._part.begun().tolist()
@@ -136,7 +155,8 @@ class RunningRewards:
     def state_bytes(self) -> int:
         """Return the bytes kept per row, whatever the length of its response (without ``keep_tokens``)."""
         waiting = sum(value.itemsize for value in (self.due, self._in_region) if value is not None)
-        return waiting + sum(mean.row_bytes() for mean in self._means) + (8 * self._watch.width if self._watch else 0)
+        kept = sum(mean.row_bytes() for mean in self._means) + (8 * self._watch.width if self._watch else 0)
+        return waiting + kept + (self._logprobs.row_bytes() if self._logprobs is not None else 0)
 
     def _see(self, states: States) -> None:
         last = [states[layer] for layer in self.config.layers]

@@ -18,10 +18,11 @@ from swift_rm.generation import sampling_settings
 from swift_rm.grading import DEFAULT_TIMEOUT_S, Grader, GradeTally, GuardedGrader
 from swift_rm.identity import model_identity
 from swift_rm.kept_rollouts import KeptRollouts, Key
+from swift_rm.logprobs import MOST_ALTERNATIVES
 from swift_rm.recording import Recording
 from swift_rm.resuming import checker, first_limit
 from swift_rm.rollouts import Prompt, Rollout
-from swift_rm.tasks.task import Question
+from swift_rm.tasks.task import Question, as_question, check_questions
 from swift_rm.workers import InProcess, Workers
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def sample(
     progress: bool = False,
     features: FeatureWriter | None = None,
     workers: Workers | None = None,
+    top_logprobs: int | None = None,
     **generation_kwargs: Any,
 ) -> list[Rollout]:
     """Sample ``n`` responses per question and return them as records, appended to ``out`` batch by batch.
@@ -84,13 +86,15 @@ def sample(
     is recorded without a label and with ``grade_error``, and a warning counts these at the end; it stays so when the run
     is called again. ``features`` is given the hidden states of every batch that it does not hold: those of generation, or,
     for what is in the file already, those of :func:`read_again`. ``workers`` run the language model in other processes, see
-    ``swift_rm.integrations.ray_actors``; the file is the same. Raises ValueError if ``out`` holds other questions,
-    settings or another model, BlockingIOError if another run is writing it.
+    ``swift_rm.integrations.ray_actors``; the file is the same. With ``top_logprobs`` the records hold what an API returns of
+    each token as well, so that a reward model can be trained on them without the language model: the log-probabilities of so
+    many of the likeliest tokens (0 to 20), and whether the last token is the ``end_token``. Raises ValueError if ``out``
+    holds other questions, settings or another model, BlockingIOError if another run is writing it.
     """
     batches = iter_samples(
         model, tokenizer, questions, n, out, grade=grade, grade_timeout=grade_timeout, batch_size=batch_size,
         max_new_tokens=max_new_tokens, seed=seed, chat_template_kwargs=chat_template_kwargs, progress=progress,
-        features=features, workers=workers, **generation_kwargs,
+        features=features, workers=workers, top_logprobs=top_logprobs, **generation_kwargs,
     )  # fmt: skip
     return [rollout for rollouts in batches for rollout in rollouts]
 
@@ -134,6 +138,7 @@ def sample_batches(
     record: Recording | None = None,
     reread: Callable[[list[Rollout]], bool] | bool = True,
     workers: Workers | None = None,
+    top_logprobs: int | None = None,
     **generation_kwargs: Any,
 ) -> Generator[SampledBatch, None, None]:
     """Yield what :func:`sample` returns batch by batch, in the order of the questions, each when it is in ``out``.
@@ -148,17 +153,20 @@ def sample_batches(
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     if isinstance(questions, str):
         raise ValueError("questions must be a list, not one text")
+    if top_logprobs is not None and not 0 <= top_logprobs <= MOST_ALTERNATIVES:
+        raise ValueError(f"top_logprobs must be 0 to {MOST_ALTERNATIVES} of the likeliest tokens, got {top_logprobs}")
     template = dict(chat_template_kwargs or {})
-    asked = [_as_question(question, i) for i, question in enumerate(questions)]
+    asked = [as_question(question, i) for i, question in enumerate(questions)]
     prompts = [encode_prompt(tokenizer, question.prompt, template) for question in asked]
-    _check_questions(asked, prompts)
+    check_questions(asked, prompts)
     if max_new_tokens is None and out is not None:
         max_new_tokens = first_limit(out)
     settings = sampling_settings(model, max(map(len, prompts)), n, max_new_tokens, generation_kwargs)
     sampling = {key: _jsonable(value) for key, value in settings.items()} | {"n": n, "seed": seed, "batch_size": batch_size}
     sampling |= {"chat_template_kwargs": template} if template else {}
+    sampling |= {"top_logprobs": top_logprobs} if top_logprobs is not None else {}
     guard = GuardedGrader(grade, grade_timeout) if grade is not None else None
-    drawing = Drawing(n, seed, settings, sampling, model_identity(model), record, guard)
+    drawing = Drawing(n, seed, settings, sampling, model_identity(model), record, guard, top_logprobs)
     runner = InProcess(model, tokenizer) if workers is None else workers
 
     def planned(kept: KeptRollouts) -> Iterator[tuple[Draw, bool]]:
@@ -199,22 +207,6 @@ def sample_batches(
 
 def _keys(draw: Draw, n: int) -> list[Key]:
     return [(question.question_id, i) for question in draw.questions for i in range(n)]
-
-
-def _as_question(question: Question | Prompt, index: int) -> Question:
-    return question if isinstance(question, Question) else Question(f"question-{index}", question, None)
-
-
-def _check_questions(asked: Sequence[Question], prompts: Sequence[Sequence[int]]) -> None:
-    if not asked:
-        raise ValueError("there are no questions to sample")
-    seen: set[str] = set()
-    for question, prompt in zip(asked, prompts, strict=True):
-        if question.question_id in seen:
-            raise ValueError(f"two questions have the id {question.question_id!r}")
-        if not prompt:
-            raise ValueError(f"the prompt of question {question.question_id!r} is empty")
-        seen.add(question.question_id)
 
 
 def _jsonable(value: Any) -> Any:

@@ -30,9 +30,12 @@ class Scaling:
     scale: Tensor
     varies: Tensor | None = None
 
-    def of(self, columns: Tensor | slice, how: Standardise, layers: int) -> Scaling:
-        """Return the scaling of some columns, of so many layers: a deviation per feature, one per layer, or none at all."""
-        mean, scale = self.mean[columns], self.scale[columns]
+    def of(self, columns: Tensor | slice, how: Standardise, layers: int, least: float = 0.0) -> Scaling:
+        """Return the scaling of some columns, of so many layers: a deviation per feature, one per layer, or none at all.
+
+        A feature that varies by less than ``least`` is not blown up to vary as much as others.
+        """
+        mean, scale = self.mean[columns], self.scale[columns].clamp_min(least)
         if how == "none":
             return Scaling(torch.zeros_like(mean), torch.ones_like(scale))
         if how == "layer":

@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from swift_rm.encoding import Encoded, encode
+from swift_rm.end_token import without_ends
 from swift_rm.identity import check_base_model
+from swift_rm.region import Flag
 from swift_rm.scoring import reward_spreads, score_heads
 from swift_rm.token_scoring import read_tokens, token_columns
 from swift_rm.workers import InProcess
@@ -29,6 +31,15 @@ OURS = ("reward", "probability", "reward_spread", "tokens", "flag")  # what an e
 BATCHES_A_JOB = 8  # batches that are sorted by length together, wherever they are scored
 
 Columns = dict[str, list[Any]]
+Records = Sequence[tuple[int, dict[str, Any]]]  # with the numbers of their lines
+
+
+class Scored(NamedTuple):
+    """What each head gives each response, ``[B, M]``; why its region could not be had; its tokens in columns, or None."""
+
+    heads: Tensor
+    flags: Sequence[Flag | None]
+    columns: Sequence[Columns | None]
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,11 @@ class Scoring:
 
 
 def score(args: Namespace) -> Result:
-    """Add reward and probability to every record of a JSONL file, and its tokens' texts, gates and rewards if asked for."""
-    from swift_rm.commands import Result, listing, open_model, watched
+    """Add reward and probability to every record of a JSONL file, and its tokens' texts, gates and rewards if asked for.
+
+    Without a language model the records' log-probabilities are read, by a reward model of these.
+    """
+    from swift_rm.commands import Result, listing
     from swift_rm.embedded import resolve
     from swift_rm.files import check_writable, write_whole
     from swift_rm.json_lines import json_line, read_json_lines
@@ -64,13 +78,35 @@ def score(args: Namespace) -> Result:
     from swift_rm.rollouts import finite
 
     records = read_json_lines(args.input)
+    check_writable(args.out)
+    rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model))
+    heads, region_flags, columns = (_by_records if args.model is None else _by_model)(args, rm, records)
+    rewards: list[float] = rm.head.combine(heads).tolist()
+    scored = []
+    for (_, record), region_flag, reward, spread, probability, tokens in zip(
+        records, region_flags, rewards, reward_spreads(heads), rm.probability(rewards).tolist(), columns, strict=True
+    ):
+        why = "not_finite" if reward != reward and region_flag != "region_empty" else region_flag
+        found = {"reward": reward, "probability": probability, **spread, **({"tokens": tokens} if tokens else {})}
+        known = {key: value for key, value in record.items() if key not in OURS}
+        scored.append({**known, **finite(found), **({"flag": why} if why else {})})
+    write_whole(args.out, "".join(json_line(record) + "\n" for record in scored))
+    flags = Counter(record["flag"] for record in scored if "flag" in record)
+    good = [reward for reward in rewards if reward == reward]
+    data = {"out": args.out, "responses": len(rewards), "mean_reward": sum(good) / max(1, len(good)), **flags}
+    return Result(listing(data), data)
+
+
+def _by_model(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored:
+    """Score by passes of the language model over the token ids, or over the texts where there are none."""
+    from swift_rm.commands import open_model, watched
+
     prompts = [_either(args.input, number, record, "prompt") for number, record in records]
     responses = [_either(args.input, number, record, "response") for number, record in records]
-    check_writable(args.out)
     with open_model(args) as (model, tokenizer, workers):
-        rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model))
         check_base_model(rm.config, model, tokenizer)
         encoded = encode(model, tokenizer, prompts, responses, rm.config.region, args.chat_template_kwargs)
+        encoded = without_ends(model, rm.config.source, encoded)
         size = BATCHES_A_JOB * args.batch_size
         jobs = [encoded[start : start + size] for start in range(0, len(encoded), size)]
         runner = InProcess(model, tokenizer) if workers is None else workers
@@ -82,27 +118,38 @@ def score(args: Namespace) -> Result:
             for job, part in zip(jobs, done, strict=True):
                 parts.append(part)
                 bar.update(len(job))
-    heads = torch.cat([part for part, _ in parts])
     columns: Sequence[Columns | None] = [one for _, part in parts for one in part or ()] or [None] * len(records)
-    rewards: list[float] = rm.head.combine(heads).tolist()
-    scored = []
-    for (_, record), one, reward, spread, probability, tokens in zip(
-        records, encoded, rewards, reward_spreads(heads), rm.probability(rewards).tolist(), columns, strict=True
-    ):
-        flag = {"flag": "not_finite" if reward != reward else one.region.flag} if reward != reward or one.region.flag else {}
-        found = {"reward": reward, "probability": probability, **spread, **({"tokens": tokens} if tokens else {})}
-        known = {key: value for key, value in record.items() if key not in OURS}
-        scored.append({**known, **finite(found), **flag})
-    write_whole(args.out, "".join(json_line(record) + "\n" for record in scored))
-    flags = Counter(record["flag"] for record in scored if "flag" in record)
-    good = [reward for reward in rewards if reward == reward]
-    data = {"out": args.out, "responses": len(rewards), "mean_reward": sum(good) / max(1, len(good)), **flags}
-    return Result(listing(data), data)
+    return Scored(torch.cat([part for part, _ in parts]), [one.region.flag for one in encoded], columns)
+
+
+def _by_records(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored:
+    """Score by the log-probabilities that the records hold, without a language model."""
+    from swift_rm.commands import watched
+    from swift_rm.logprob_records import check_record_source, is_empty, record_rewards
+    from swift_rm.rollouts import Rollout
+    from swift_rm.source_options import refuse_without_model
+
+    check_record_source(rm.config)
+    refuse_without_model(args)
+    if args.tokens:
+        raise ValueError("--tokens goes with --model: records of log-probabilities do not hold the tokens' texts")
+    rollouts = []
+    for number, record in records:
+        try:
+            rollouts.append(Rollout.from_dict(record))
+        except ValueError as error:
+            raise ValueError(f"{args.input}:{number}: not a rollout record: {error}") from error
+    try:
+        heads = record_rewards(rm, rollouts, progress=watched())
+    except ValueError as error:
+        raise ValueError(f"{args.input}: {error}") from error
+    return Scored(heads, ["region_empty" if is_empty(one) else None for one in rollouts], [None] * len(rollouts))
 
 
 def _either(path: str, number: int, record: dict[str, Any], kind: str) -> Any:
-    """Return the token ids of a record's prompt or response, or else its text or messages."""
-    value = record.get(f"{kind}_ids") if record.get(f"{kind}_ids") is not None else record.get(kind)
+    """Return the token ids of a record's prompt or response, or else its text or messages: an API tells no ids."""
+    ids, value = record.get(f"{kind}_ids"), record.get(kind)
+    value = ids if ids is not None and (ids or not value) else value
     if not isinstance(value, str | list):
         raise ValueError(
             f"{path}:{number}: neither '{kind}_ids' nor {kind!r} is there as ids, text or messages; it has {sorted(record)}"

@@ -11,9 +11,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from swift_rm.encoding import Encoded, Prompt, Response, encode
+from swift_rm.end_token import without_ends
 from swift_rm.head import spread
 from swift_rm.identity import check_base_model
-from swift_rm.packing import packed_states
+from swift_rm.logprob_records import record_rewards
+from swift_rm.packing import packed_features, states_named
 from swift_rm.rollouts import Rollout
 
 if TYPE_CHECKING:
@@ -37,9 +39,9 @@ def score(
 
     A prompt is text, chat messages (the tokenizer's template is applied) or token ids; a response is text (the
     end-of-sequence token is appended, as when it was sampled) or token ids, which are read as they are. The tokenizer
-    may be None where all are ids and the region is the whole response. States of one batch at a time are held. Raises
-    ValueError for another base model, an empty response, a region without tokens, a sequence longer than the model's
-    context, and states that are NaN or Inf.
+    may be None where all are ids and the region is the whole response. States of one batch at a time are held. A reward
+    model of log-probabilities does not read the end token. Raises ValueError for another base model, an empty response, a
+    region without tokens, a sequence longer than the model's context, and states that are NaN or Inf.
     """
     return _score(model, tokenizer, rm, prompts, responses, batch_size, progress, chat_template_kwargs)[0]
 
@@ -57,22 +59,22 @@ def _score(
     """Return the rewards as ``score`` does, and those that each head gave."""
     check_base_model(rm.config, model, tokenizer)
     encoded = encode(model, tokenizer, prompts, responses, rm.config.region, chat_template_kwargs)
+    encoded = without_ends(model, rm.config.source, encoded)
     empty = [i for i, one in enumerate(encoded) if one.region.flag == "region_empty"]
     if empty:
-        raise ValueError(f"response {empty[0]} has no token after the marker {rm.config.marker!r}")
+        where = f"after the marker {rm.config.marker!r}" if rm.config.marker else "before its end token, which is not read"
+        raise ValueError(f"response {empty[0]} has no token {where}")
     heads = score_heads(model, rm, encoded, batch_size=batch_size, progress=progress)
     rewards: list[float] = rm.head.combine(heads).tolist()
     broken = [i for i, reward in enumerate(rewards) if reward != reward or abs(reward) == float("inf")]
     if broken:
-        layer = find_broken_layer(model, rm, encoded[broken[0]])
-        raise ValueError(
-            f"response {broken[0]} has NaN or Inf in the states of layer {layer} ({len(broken)} responses are affected)"
-        )
+        where = find_broken_layer(model, rm, encoded[broken[0]])
+        raise ValueError(f"response {broken[0]} has NaN or Inf in {where} ({len(broken)} responses are affected)")
     return rewards, heads
 
 
 def score_rollouts(
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     rm: SwiftRewardModel,
     rollouts: Sequence[Rollout],
@@ -82,10 +84,16 @@ def score_rollouts(
 ) -> list[Rollout]:
     """Return the rollouts with their rewards and, in ``extra``, probabilities: what ``evaluate`` reads. Raises as ``score``.
 
-    Of several heads ``extra`` has ``reward_spread`` too, the standard deviation of their rewards.
+    Of several heads ``extra`` has ``reward_spread`` too, the standard deviation of their rewards. Without a ``model`` the
+    log-probabilities in the records are read, see :func:`swift_rm.logprob_records.record_rewards`; a response that has none
+    but its end token's has the reward NaN.
     """
-    prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
-    rewards, heads = _score(model, tokenizer, rm, prompts, responses, batch_size, progress)
+    if model is None:
+        heads = record_rewards(rm, rollouts, progress=progress)
+        rewards: list[float] = rm.head.combine(heads).tolist()
+    else:
+        prompts, responses = [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+        rewards, heads = _score(model, tokenizer, rm, prompts, responses, batch_size, progress)
     said = zip(rollouts, rewards, rm.probability(rewards).tolist(), reward_spreads(heads), strict=True)
     return [
         replace(rollout, reward=reward, extra={**rollout.extra, "probability": probability, **spread_})
@@ -121,27 +129,31 @@ def score_heads(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Tensor:
-    """Compute the rewards that each head gives encoded responses, ``[B, M]``, on the CPU; NaN where states are not finite."""
+    """Compute the rewards that each head gives encoded responses, ``[B, M]``, on the CPU; NaN where states are not finite.
+
+    NaN, too, for a response of nothing but an end token that is not read.
+    """
     config, device = rm.config, rm.head.weight.device
+    encoded = without_ends(model, config.source, encoded)
     dtype = torch.promote_types(rm.head.weight.dtype, torch.float32)
     rewards = torch.full((len(encoded), config.heads), torch.nan, dtype=dtype)
     with (
         tqdm(total=len(encoded), desc="scoring", unit="response", disable=not progress, delay=2) as bar,
         torch.inference_mode(),
     ):
-        for packed in packed_states(model, config.layers, config.position, encoded, batch_size=batch_size):
-            rewards[packed.indices] = rm.head_rewards([layer.to(device) for layer in packed.layers], packed.offsets).cpu()
+        for packed in packed_features(model, config, encoded, batch_size=batch_size):
+            heads = rm.head_rewards([layer.to(device) for layer in packed.layers], packed.offsets)
+            rewards[packed.indices] = packed.known(heads).cpu()
             bar.update(len(packed.indices))
             del packed  # before the next batch is read
     return rewards
 
 
 def find_broken_layer(model: PreTrainedModel, rm: SwiftRewardModel, encoded: Encoded) -> str:
-    """Return the first layer whose states of this response are not finite, or say that only their sum is not."""
-    config = rm.config
+    """Return which states of this response are not finite, the first layer's, or say that only their sum is not."""
     with torch.inference_mode():
-        for packed in packed_states(model, config.layers, config.position, [encoded]):
-            for layer, states in zip(config.layers, packed.layers, strict=True):
+        for packed in packed_features(model, rm.config, [encoded]):
+            for layer, states in zip(rm.config.layers, packed.layers, strict=True):
                 if not bool(torch.isfinite(states).all()):
-                    return str(layer)
-    return "none (the states are finite, their product with the head is not)"
+                    return states_named(rm.config.source, layer)
+    return "its reward alone (the states are finite, their product with the head is not)"

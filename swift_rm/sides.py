@@ -120,7 +120,7 @@ def measure(
         choices,
         None if score is None else within_question_auroc(known[score], labels),
         0 if score is None else int(np.isnan(known[score]).sum()),
-        sum(len(rollout.response_ids) for group in groups for rollout in group) / len(groups),
+        sum(rollout.tokens for group in groups for rollout in group) / len(groups),
     )
 
 

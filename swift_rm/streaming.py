@@ -31,7 +31,9 @@ class StreamingReward:
     from float32). What is kept of a row does not grow with its length: three floats. ``stopping_criteria=[stream]`` may be
     given or left out; rows that other criteria or ``stop_strings`` end are counted up to there. The tokenizer is needed for
     a region with a marker and checked against the reward model if given. With ``position="token"`` one more step reads the
-    last token's state. ``tokens=True`` keeps gate and reward of every token too.
+    last token's state. ``tokens=True`` keeps gate and reward of every token too. Output logits and log-probabilities, where the
+    reward model reads these, are the model's own, before any logits processor; of log-probabilities the state is some more
+    floats, and a row that only said its end token has no reward: NaN.
 
     Raises ValueError for another base model and, in `generate`, for decoding that does not go on row by row: beam search,
     assisted decoding, continuous batching.
@@ -137,6 +139,7 @@ class StreamingReward:
             if "stop_strings" in settings:
                 settings["stop_strings"] = None  # asked here, and not once more by `generate`
         self._ends = end_tokens_of(self._model, settings)
+        self._running.ended_by(self._ends.tolist())
         self._active = None
         self._running.begin()
         self._running.tap.clear()  # a call may start anywhere: within the cache of another one, too

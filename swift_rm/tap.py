@@ -171,6 +171,10 @@ class HiddenStateTap:
         step = {layer: self._seen[index] for layer, index in self._index.items()}
         self._seen = None
         self._expected = self._past + step[self.layers[0]].shape[1]
+        self._take(step)
+
+    def _take(self, step: States) -> None:
+        """Keep one forward call's states, and hand them on."""
         if self._keep:
             self._steps.append(step)
             self._last = step

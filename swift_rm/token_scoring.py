@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from swift_rm.encoding import Encoded, Prompt, Response, encode
+from swift_rm.end_token import without_ends
 from swift_rm.identity import check_base_model
-from swift_rm.packing import packed_states
+from swift_rm.packing import packed_features
 from swift_rm.region import Flag
 
 if TYPE_CHECKING:
@@ -63,15 +64,18 @@ def read_tokens(
     """Compute what :func:`score_tokens` does of encoded responses."""
     scored: dict[int, ScoredTokens] = {}
     device = rm.head.weight.device
+    encoded = without_ends(model, rm.config.source, encoded)
     with torch.inference_mode():
-        for packed in packed_states(model, rm.config.layers, rm.config.position, encoded, batch_size=batch_size):
+        for packed in packed_features(model, rm.config, encoded, batch_size=batch_size):
             layers, ends = [layer.to(device) for layer in packed.layers], packed.offsets.tolist()
             pooled, tokens = rm.head.rewards_and_tokens(layers, packed.offsets)
+            pooled = packed.known(pooled)
             rewards, heads = rm.head.combine(pooled).tolist(), pooled.tolist()
             gate, reward = tokens.gate.tolist(), tokens.reward.tolist()
             for row, index in enumerate(packed.indices):
                 one, here = encoded[index], slice(ends[row], ends[row + 1])
-                flag = one.region.flag if abs(rewards[row]) < float("inf") else "not_finite"
+                known = abs(rewards[row]) < float("inf") or not len(one.region.tokens)
+                flag = one.region.flag if known else "not_finite"
                 ids = list(one.response_ids)
                 scored[index] = ScoredTokens(ids, one.region.tokens, gate[here], reward[here], rewards[row], flag, heads[row])
             del packed, layers  # before the next batch is read

@@ -16,22 +16,30 @@ class TokenStatistics:
     """Figures of sampled tokens, ``[rows, steps]`` each, from the model's distribution before temperature and top-p.
 
     ``logprob`` of the chosen token; ``confidence``: DeepConf's, minus the mean of the top 20 log-probabilities;
-    ``certainty``: self-certainty's term, ``-(1/V) sum_j log(V p_j)``.
+    ``certainty``: self-certainty's term, ``-(1/V) sum_j log(V p_j)``. ``top [rows, steps, k]``: the log-probabilities of the
+    k likeliest tokens, sorted, as many as were asked for.
     """
 
     logprob: Tensor
     confidence: Tensor
     certainty: Tensor
+    top: Tensor
+
+    def row(self, row: int) -> TokenStatistics:
+        """Return the figures of one row, ``[steps]`` each."""
+        return TokenStatistics(*(part[row] for part in vars(self).values()))
 
 
 class StatisticsRecorder:
     """Record token statistics as a logits processor that changes nothing.
 
     A processor sees logits before their token is drawn, so each step's log-probabilities wait one call for their token;
-    ``finish`` gives the last one.
+    ``finish`` gives the last one. ``top`` is the number of the likeliest tokens whose log-probabilities are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, top: int = 0) -> None:
+        self._kept = top
+        self._top: list[Tensor] = []
         self._waiting: Tensor | None = None
         self._logprob: list[Tensor] = []
         self._confidence: list[Tensor] = []
@@ -47,13 +55,15 @@ class StatisticsRecorder:
         top = logprobs.topk(min(TOP_K, logprobs.shape[-1])).values
         kept = torch.isfinite(top)
         self._confidence.append(-top.masked_fill(~kept, 0).sum(-1) / kept.sum(-1))
+        self._top.append(top[:, : self._kept])
         self._waiting = logprobs
         return scores
 
     def finish(self, sequences: Tensor) -> TokenStatistics:
         """Return the statistics of all steps, given what `generate` returned ``[rows, prompt + steps]``."""
         self._settle(sequences[:, -1])
-        return TokenStatistics(*(torch.stack(part, dim=1).cpu() for part in (self._logprob, self._confidence, self._certainty)))
+        kept = (self._logprob, self._confidence, self._certainty, self._top)
+        return TokenStatistics(*(torch.stack(part, dim=1).cpu() for part in kept))
 
     def _settle(self, chosen: Tensor) -> None:
         if self._waiting is not None:

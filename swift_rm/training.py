@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swift_rm.commands import (
     Result,
-    layers_of,
     listing,
     load,
     open_model,
@@ -27,6 +26,7 @@ from swift_rm.fit_settings import FitSettings
 from swift_rm.judging import Judged, best_of
 from swift_rm.plans import HeadPlan, bank_layers, bank_views, plan_grid
 from swift_rm.reward_model import check_folder
+from swift_rm.source_options import check_source, config_of
 
 if TYPE_CHECKING:
     from swift_rm.feature_key import FeatureKey
@@ -38,7 +38,7 @@ SOURCES = ("rollouts", "pairs", "features", "online")
 READ, STORED, SAMPLED = ("rollouts", "pairs"), ("rollouts", "pairs", "features"), ("online",)
 ONLY_WITH = {  # options that other sources would ignore
     "batch_size": READ, "max_gib": READ, "skip_bad_lines": READ, "epochs": STORED, "label_curve": STORED,
-    "chat_template_kwargs": ("pairs", "online"),
+    "source": ("rollouts", "pairs", "online"), "chat_template_kwargs": ("pairs", "online"),
     **dict.fromkeys(
         ("task", "questions", "grading", "grade_timeout", "n", "save_rollouts", "questions_per_batch", "replay", "replay_gib",
          "temperature", "top_p", "top_k", "max_new_tokens", "ray", "actors"), SAMPLED,
@@ -61,8 +61,7 @@ def train(args: Namespace) -> Result:
     if len(given) != 1:
         raise ValueError(f"train needs one of --rollouts, --pairs, --features and --online, got {len(given)}")
     _refuse_ignored(args, given[0])
-    if args.model is None and not args.features:
-        raise ValueError(f"--{given[0]} needs the language model: --model")
+    check_source(args, given[0])
     ways: dict[str, Callable[[Namespace], Trained]] = {
         "rollouts": _from_rollouts, "pairs": _from_pairs, "features": _from_features, "online": _from_sampling,
     }  # fmt: skip
@@ -72,7 +71,8 @@ def train(args: Namespace) -> Result:
     best = best_of(judged)
     best.rm.save_pretrained(args.out)
     data = {
-        "out": args.out, "parameters": best.row["parameters"], **best.rm.config.training, **facts,
+        "out": args.out, "source": best.rm.config.source, "parameters": best.row["parameters"],
+        **best.rm.config.training, **facts,
     }  # fmt: skip
     stopped = None
     if curve is not None:
@@ -110,8 +110,9 @@ def heads_table(judged: Sequence[Judged]) -> str:
 
 def plans_of(args: Namespace, config: SwiftConfig, every: tuple[int, ...]) -> list[HeadPlan]:
     """Return the heads that the options and ``--bank`` ask for; ``every`` are the layers that there are to read."""
+    ranks = args.pairs or config.source == "top_logprobs"  # log-probabilities say less of a question than of its responses
     settings = FitSettings(
-        args.loss or ("dpo" if args.pairs else "bce"), lr=args.lr, epochs=args.epochs, validation=args.validation, seed=args.seed,
+        args.loss or ("dpo" if ranks else "bce"), lr=args.lr, epochs=args.epochs, validation=args.validation, seed=args.seed,
         calibration=args.calibration, prefixes=args.prefixes, standardise=args.standardise, balance=args.balance,
         centre=args.centre, ensemble=args.ensemble, pessimism=args.pessimism,
     )  # fmt: skip
@@ -133,20 +134,16 @@ def _layers(value: Any, known: tuple[int, ...]) -> Any:
 
 
 def _plans_for(args: Namespace, model: Any) -> list[HeadPlan]:
-    """Return the heads for a language model."""
+    """Return the heads for a language model, or, where it is None, for what records hold."""
     from swift_rm.model_shape import model_shape
 
-    shape = model_shape(model)
-    config = SwiftConfig(
-        shape.hidden_size, layers_of(args, shape.layers), position=args.position or "generating", region=args.region,
-        gate=not args.no_gate,
-    )  # fmt: skip
-    return plans_of(args, config, tuple(range(shape.layers + 1)))
+    return plans_of(args, config_of(args, model), () if model is None else tuple(range(model_shape(model).layers + 1)))
 
 
 def _from_rollouts(args: Namespace) -> Trained:
     rollouts = read_rollout_files(args)
-    return _fit(args, *load(args), rollouts)
+    model, tokenizer = load(args) if args.model is not None else (None, None)
+    return _fit(args, model, tokenizer, rollouts)
 
 
 def _from_pairs(args: Namespace) -> Trained:
@@ -166,16 +163,21 @@ def _from_pairs(args: Namespace) -> Trained:
 
 
 def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> Trained:
+    from swift_rm.end_token import says_nothing
     from swift_rm.fit import describe_plans, read_rollouts_for
+    from swift_rm.logprob_records import is_empty
 
     graded = [rollout for rollout in rollouts if rollout.label is not None]
-    ungraded = len(rollouts) - len(graded)
-    plans = describe_plans(_plans_for(args, model), model, tokenizer)
+    facts = {"ungraded_responses": len(rollouts) - len(graded)}
+    if args.source == "top_logprobs":
+        spoken = [one for one in graded if not (is_empty(one) if model is None else says_nothing(model, one.response_ids))]
+        facts["empty_responses"], graded = len(graded) - len(spoken), spoken
+    facts = {what: count for what, count in facts.items() if count}
+    plans = describe_plans(_plans_for(args, model), model, tokenizer, graded)
     features = read_rollouts_for(
         plans, model, tokenizer, graded, forward_batch_size=args.batch_size,
         max_bytes=int(args.max_gib * 2**30) if args.max_gib else None, progress=watched(),
     )  # fmt: skip
-    facts = {"ungraded_responses": ungraded} if ungraded else {}
     return _fit_states(args, features, plans, bank_layers(plans), bank_views(plans), facts, [one.answer for one in graded])
 
 

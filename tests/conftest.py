@@ -10,6 +10,7 @@ import torch
 if not torch.cuda.is_available():  # Triton's kernels run on CPU tensors, program by program; read when they are first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from api_server import KEY, fake_api
 from homework_corpus import make_tokenizer
 from tiny_models import tiny_model
 
@@ -29,6 +30,14 @@ def llama(tokenizer):
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+@pytest.fixture
+def api(monkeypatch):
+    """An endpoint that answers as a test says."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_api() as api:
+        yield api
 
 
 @pytest.fixture

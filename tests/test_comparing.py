@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,3 +207,13 @@ def test_rules_are_checked(make_rollout):
         measure([[make_rollout("1")]], "swift_vote", "a.jsonl")
     with pytest.raises(ValueError, match="needs the score 'deepconf_mean'"):
         measure([[make_rollout("1")]], "deepconf_vote")
+
+
+def test_responses_of_an_api_which_tells_no_ids_are_told_apart_by_their_texts(rollouts):
+    said = [replace(one, prompt_ids=[], response_ids=[], response=f"said {i}") for i, one in enumerate(rollouts)]
+    others = [replace(one, response="another") if i % 8 == 0 else one for i, one in enumerate(said)]
+    matched = match(said, others)
+    assert (len(matched.names), matched.only_a, matched.shared) == (60, 0, 60 * 7)
+    assert side(matched.a, "length").tokens == side(match(rollouts, rollouts).a, "length").tokens > 0
+    with pytest.raises(ValueError, match="1 of the responses in both A and B has another label"):
+        match(said, [*said[:-1], replace(said[-1], label=1 - said[-1].label)])

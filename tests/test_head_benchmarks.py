@@ -15,7 +15,7 @@ from head_variants import ENSEMBLE, PESSIMISTIC, VIEWS, bank_rewards, head_plans
 from question_figures import FIGURES, TestQuestions
 from rival_rows import rival_rows
 from text_table import Table, shown
-from worlds import Asked, Sampled, draw_questions, sampled
+from worlds import Asked, draw_questions, sampled
 
 from swift_rm import SwiftConfig
 from swift_rm.features import Features
@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_evaluation():
         for q in range(12)
         for i in range(8)
     ]
-    questions = TestQuestions(Sampled(rollouts, None, None))
+    questions = TestQuestions(rollouts)
     found = questions.figures(torch.tensor(rewards).flatten())
     curves = rule_curves([[str(code) for code in row] for row in codes], labels.astype(float), {"swift": rewards})
     for name, rule in (("best_of_16", "swift_best"), ("vote_of_16", "swift_vote"), ("shrunk_of_16", "swift_shrunk")):
@@ -147,7 +147,7 @@ def test_what_is_sampled_is_kept_and_not_another_run_s(tmp_path):
     content = (tmp_path / asked.file).read_bytes()
     again = sampled(asked, tmp_path)
     assert (tmp_path / asked.file).read_bytes() == content and again.rollouts == first.rollouts
-    assert first.labels.shape == (3, 2) and first.features.masks.shape[1] == len(VIEWS)
+    assert TestQuestions(first.rollouts).labels.shape == (3, 2) and first.features.masks.shape[1] == len(VIEWS)
     torch.testing.assert_close(again.features.states, first.features.states[first.features.masks[:, 0]], rtol=1e-4, atol=1e-4)
     assert len({Asked(*place, 3, 2, 7).file for place in (("m", "w", "d", "s"), ("m", "w", "s", "d"))}) == 2
 

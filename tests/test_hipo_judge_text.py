@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from swift_rm.hipo.endpoint_explainer import EndpointExplainer, without_secrets
+from swift_rm.api.keys import without_secrets
+from swift_rm.hipo.endpoint_explainer import EndpointExplainer
 from swift_rm.hipo.judge_text import Facts, RuleExplainer
 
 FACTS = Facts("What is 2+2?", "on", 0.875, 0.25, 8, 8)

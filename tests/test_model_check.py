@@ -16,6 +16,7 @@ NAMES = [
     "forward, layers from the end",
     "generate, one row",
     "generate, left padding",
+    "output logits captured exactly",
     "hooks gone after an exception",
 ]
 
@@ -29,7 +30,8 @@ def test_a_readable_model_passes_every_check(name: str) -> None:
     rows = check_model(tiny_model(name))
     assert [row.name for row in rows] == NAMES
     assert all(row.passed for row in rows), rows
-    assert {row.detail for row in rows[:-1]} == {f"{LAYERS + 1} layers equal to the bit"}
+    assert {row.detail for row in rows[:-2]} == {f"{LAYERS + 1} layers equal to the bit"}
+    assert rows[-2].detail == "equal to the bit"
     assert rows[-1].detail == f"{LAYERS + 2} hooks were attached, 0 left"
 
 
@@ -74,8 +76,9 @@ def test_a_model_that_is_refused_is_one_failed_row() -> None:
 
 def test_a_model_without_a_head_cannot_generate() -> None:
     rows = check_model(tiny_model("llama").model)
-    assert [row.passed for row in rows] == [True, True, True, False, False, True]
+    assert [row.passed for row in rows] == [True, True, True, False, False, False, True]
     assert "LlamaModel cannot generate" in rows[3].detail
+    assert "AutoModelForCausalLM" in rows[5].detail
 
 
 def test_a_wrong_layer_is_found_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,3 @@
-import argparse
 import json
 import re
 import shutil
@@ -73,7 +72,7 @@ def test_the_figures_are_those_of_evaluate(smoke):
     rewards = np.array(json.loads((smoke / "rewards.json").read_text())).reshape(2, 2, len(sampled))
     found = []
     for seed in range(2):
-        scored = [argparse.Namespace(**{**vars(one), "reward": r}) for one, r in zip(sampled, rewards[1, seed], strict=True)]
+        scored = [replace(one, reward=r) for one, r in zip(sampled, rewards[1, seed], strict=True)]
         found.append(evaluate(scored, bootstrap=10, vote_subsets=200))
     rules = {"majority vote": "majority", "mean log-probability": "mean_logprob", "oracle": "oracle"}
     for name, rule in {**rules, swift_table.NAMES["ours"]: "swift_best", swift_table.VOTES["ours"]: "swift_shrunk"}.items():

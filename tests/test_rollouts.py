@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from swift_rm.baselines import mean_logprob, min_logprob
+from swift_rm.baselines import length, mean_logprob, min_logprob
 from swift_rm.evaluation import evaluate
 from swift_rm.rollouts import Rollout, group_by_question, read_rollouts
 
@@ -15,6 +15,15 @@ def test_a_record_survives_its_line_and_unknown_keys_are_kept(make_rollout, tmp_
     (tmp_path / "r.jsonl").write_text(rollout.to_json() + "\n\n", encoding="utf-8")
     assert read_rollouts(tmp_path / "r.jsonl") == [rollout]
     assert "\n" not in rollout.to_json()
+
+
+def test_tokens_are_counted_by_the_ids_or_where_an_api_tells_none_by_the_log_probabilities(make_rollout):
+    said = {"token_logprobs": [-0.1, -0.2, None], "top_logprobs": [[-0.1, None], [], [0]], "end_token": False}
+    read = Rollout.from_dict({**json.loads(make_rollout(response_ids=[], prompt_ids=[]).to_json()), **said})
+    assert (read.tokens, length(read)) == (3, -3.0)
+    assert evaluate([read], bootstrap=5).tokens_per_response == 3
+    assert make_rollout(response_ids=[1, 2], extra=said).tokens == 2
+    assert make_rollout(response_ids=[]).tokens == 0
 
 
 def test_numbers_that_json_lacks_become_null(make_rollout):
@@ -62,6 +71,12 @@ def test_whole_numbers_are_read_as_floats_and_nulls_and_nan_stay(make_rollout):
         ({"token_confidence": [1.0, None, "2"]}, r"r\.jsonl:2: .*'token_confidence\[2\]' must be a number or null, got '2'"),
         ({"token_confidence": [[1.0]]}, r"r\.jsonl:2: .*'token_confidence\[0\]' must be a number or null, got \[1.0\]"),
         ({"token_logprobs": [0, -(10**400)]}, r"r\.jsonl:2: .*'token_logprobs\[1\]' must be a number that a float can hold"),
+        ({"top_logprobs": {"a": 1}}, r"r\.jsonl:2: .*'top_logprobs' must be a list of lists of numbers or null, got {'a': 1}"),
+        ({"top_logprobs": [[-1.0], None]}, r"r\.jsonl:2: .*'top_logprobs' must be a list of lists of numbers or null"),
+        ({"top_logprobs": [[-1.0], [0, True]]}, r"r\.jsonl:2: .*'top_logprobs\[1\]\[1\]' must be a number or null, got True"),
+        ({"top_logprobs": [[-1.0], ["x"]]}, r"r\.jsonl:2: .*'top_logprobs\[1\]\[0\]' must be a number or null, got 'x'"),
+        ({"top_logprobs": [[[-1.0]]]}, r"r\.jsonl:2: .*'top_logprobs\[0\]\[0\]' must be a number or null, got \[-1.0\]"),
+        ({"end_token": 1}, r"r\.jsonl:2: .*'end_token' must be true or false, got 1"),
         ({"answer": ["a"]}, r"r\.jsonl:2: .*'answer' must be text or null, got \['a'\]"),
         ({"answer": 5}, r"r\.jsonl:2: .*'answer' must be text or null, got 5"),
         ({"model": "tiny"}, r"r\.jsonl:2: .*'model' must be an object, got 'tiny'"),

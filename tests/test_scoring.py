@@ -153,7 +153,7 @@ def test_never_more_than_one_batch_of_states_is_alive(llama, monkeypatch):
             self.seen.extend(weakref.ref(state) for state in states.values())
             return states
 
-    monkeypatch.setattr("swift_rm.packing.HiddenStateTap", Watched)
+    monkeypatch.setattr("swift_rm.logits_tap.HiddenStateTap", Watched)
     score(llama, None, reward_model((0, 1, 3)), *sequences(12), batch_size=2)
     assert len(Watched.seen) == 6 * 3
 

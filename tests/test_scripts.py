@@ -142,3 +142,27 @@ def test_the_gpu_benchmark_runs_in_tritons_interpreter(tmp_path):
     assert figures["step_us_graph"] is figures["memory"] is figures["forward_vs_compile"] is None
     assert figures["interpreted"] and figures["rows"] and {"command", "device", "gpu_versions", "blocks"} <= set(figures)
     assert (results.read_bytes() if results.exists() else None) == before, "nothing is written beside --out"
+
+
+def test_the_closed_api_example_runs_whole_and_goes_on(tmp_path):
+    """Against a small server of its own; what was sampled is not sampled again."""
+    pytest.importorskip("openai")
+    command = [ROOT / "examples/closed_api.py", "--smoke", "--out", tmp_path / "api"]
+    told = run(*command)
+    assert re.search(r"96 responses to train on, .*\none response \(%\) +[0-9.]+\nmajority vote \(%\) +[0-9.]+\nreranked", told)
+    records = (tmp_path / "api" / "train.jsonl").read_text()
+    assert len(records.splitlines()) == 96 and '"response_ids": []' in records
+    assert SwiftRewardModel.from_pretrained(tmp_path / "api" / "reward-model").config.source == "top_logprobs"
+    assert run(*command).splitlines()[0] == told.splitlines()[0]
+    assert (tmp_path / "api" / "train.jsonl").read_text() == records
+
+
+def test_the_benchmark_of_sources_prints_its_figures():
+    figures = json.loads(run(ROOT / "benchmarks/sources.py", "--quick", "--json"))
+    for name in ("hidden", "logits", "top_20", "top_5", "chosen_only", "min_logprob", "self_certainty", "deepconf_mean"):
+        row = figures["sources"][name]
+        assert 0 <= row["auroc_within"]["value"] <= 1 and 0 <= row["best_of_16"]["value"] <= 1
+        assert row["seconds_per_1000_tokens"] > 0
+    assert figures["sources"]["logits"]["parameters"] == 2 * 40 + 2
+    assert set(figures["sources"]["majority"]) == {"best_of_16"}
+    assert {"logits-hidden", "top_20-mean_logprob", "top_20-deepconf_lowest"} <= set(figures["paired"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Any
-from urllib.parse import urlsplit
 
+from swift_rm.api.client import open_client
+from swift_rm.api.keys import ApiKey, without_secrets
 from swift_rm.hipo.judge_text import Explainer, Facts, RuleExplainer
 from swift_rm.hipo.template import Template
 
@@ -41,19 +41,12 @@ class EndpointExplainer:
         longest: int = 240,
         give_up: int = 5,
     ) -> None:
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise ImportError('an endpoint is asked with the openai package: pip install "swift-rm[rl]"') from error
         if timeout_s <= 0 or retries < 0 or longest < 1 or give_up < 1:
             raise ValueError(
                 f"timeout_s, longest and give_up must be positive and retries not negative, got {timeout_s}, {longest}, "
                 f"{give_up} and {retries}"
             )
-        if base_url is not None and not _host(base_url):
-            raise ValueError(f"the endpoint {without_secrets(base_url)!r} is no address with a host")
-        key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own want none
-        self._client = OpenAI(api_key=key, base_url=base_url, timeout=timeout_s, max_retries=retries)
+        self._client = open_client(base_url, ApiKey("OPENAI_API_KEY"), timeout_s, retries)
         self.model, self.longest, self.give_up = model, longest, give_up
         self.template, self.rule = template or Template(), rule or RuleExplainer()
         self.fallbacks: Counter[str] = Counter()
@@ -103,17 +96,3 @@ class EndpointExplainer:
         first = choices[0] if isinstance(choices, list) and choices else None
         content = getattr(getattr(first, "message", None), "content", None)
         return (content, None) if isinstance(content, str) else ("", "a malformed reply")
-
-
-def without_secrets(url: str) -> str:
-    """Return an address as it may be shown: without user, password and query, any of which may be a key."""
-    start, slashes, rest = url.partition("?")[0].partition("#")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{start}{slashes}{host.rpartition('@')[2]}{slash}{path}"
-
-
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:  # brackets that do not match
-        return None

@@ -70,7 +70,7 @@ def read_rollouts(
     """Return the states ``[T, D]`` that ``rm`` reads of these responses, with ``offsets [B + 1]``, by one pass over them."""
     if not len(responses):
         return torch.empty(0, rm.config.width, dtype=model.dtype, device=model.device), torch.zeros(1, dtype=torch.long)
-    states, offsets = read_again(model, Recording(rm.config.layers, (rm.config.position,)), prompts, responses)
+    states, offsets = read_again(model, Recording.of(rm.config), prompts, responses)
     regions = [find_region(response, rm.config.region, tokenizer).tokens for response in responses]
     rows = torch.cat(
         [torch.tensor(list(tokens), dtype=torch.long) + start for tokens, start in zip(regions, offsets.tolist(), strict=False)]

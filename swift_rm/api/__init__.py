@@ -1,0 +1,1 @@
+"""Language models behind an API: sampled, and their responses ranked, by the log-probabilities that come back."""

@@ -1,0 +1,199 @@
+"""Best-of-N behind an API: the server's choices, ranked by the log-probabilities that it returns with them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from swift_rm.api.drawing import Drawing, Wanted, request_of
+from swift_rm.api.endpoint import Endpoint
+from swift_rm.api.failures import ApiFailure, Hopeless
+from swift_rm.api.reply import Answered
+from swift_rm.api.usage import Usage
+from swift_rm.json_lines import json_line
+from swift_rm.ranking import BestOfN, Candidate, ranked
+from swift_rm.rollouts import Prompt
+from swift_rm.selection import DEFAULT_RULE, EXTERNAL_RULES, select
+from swift_rm.tasks.answers import find_answer
+from swift_rm.waves import Ended
+
+if TYPE_CHECKING:
+    from swift_rm.reward_model import SwiftRewardModel
+
+
+class ApiBestOfN:
+    """Answer prompts with the best of ``n`` responses of ``model`` at ``base_url`` (None: OpenAI's own), ranked by ``rm``.
+
+    ``rm`` reads log-probabilities (the source "top_logprobs") and was trained on samples of a model of this name, unless
+    ``any_model``. ``select`` is a rule of :mod:`swift_rm.selection`, votes are cast with ``answer(text)``. ``max_tokens`` None
+    leaves the limit to the server, ``seed`` None sends none. The key is that of the environment variable ``key_env``; the
+    other settings are those of :class:`swift_rm.api.endpoint.Endpoint`. ``usage`` counts requests and tokens over all calls.
+    Raises ValueError for settings that do not fit, ImportError without the `openai` package.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        rm: SwiftRewardModel,
+        base_url: str | None = None,
+        *,
+        n: int = 16,
+        select: str = DEFAULT_RULE,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int | None = None,
+        seed: int | None = 0,
+        concurrency: int = 8,
+        timeout_s: float = 60.0,
+        retries: int = 5,
+        extra_body: Mapping[str, Any] | None = None,
+        answer: Callable[[str], str | None] = find_answer,
+        key_env: str = "OPENAI_API_KEY",
+        any_model: bool = False,
+        progress: bool = False,
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if select in EXTERNAL_RULES:
+            raise ValueError(f"select={select!r} fuses with an external reward, of which an API's responses have none")
+        _check_rule(select)
+        check_reads(rm, model, any_model)
+        self.endpoint = Endpoint(
+            model, base_url, key_env=key_env, timeout_s=timeout_s, retries=retries, concurrency=concurrency, extra_body=extra_body
+        )
+        self.rm, self.n, self.rule, self.seed, self.answer, self.progress = rm, n, select, seed, answer, progress
+        self.request = request_of(temperature, top_p, max_tokens)
+
+    @property
+    def usage(self) -> Usage:
+        """Return what was asked for and what it cost."""
+        return self.endpoint.usage
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        on_results: Callable[[list[BestOfN]], None] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> list[BestOfN]:
+        """Return each prompt's candidates, in the order of their rewards, and the one chosen; ``token_ids`` are empty.
+
+        ``names`` of the questions decide their seeds; without, their texts do, and how many equal ones are before them.
+        ``on_results`` gets each result when it and those before it are done. A question of which some requests failed is
+        answered from what came, ``ended`` "failed"; after Ctrl-C the questions for which a candidate had come are returned,
+        with a warning. Raises ApiFailure, whose ``results`` are those of the other questions, if one has no candidate.
+        """
+        if isinstance(prompts, str) or not len(prompts):
+            raise ValueError("prompts must be a list of at least one prompt")
+        drawing = Drawing(self.endpoint, self._wanted(prompts, names), self.request, self.rm.config.top_logprobs or 0, self.seed)
+        results: dict[int, BestOfN | None] = {}
+
+        def finish(number: int, ended: Ended) -> None:
+            results[number] = result = self._result(drawing.wanted[number], ended)
+            if result is not None and on_results is not None:
+                on_results([result])
+
+        bar = tqdm(total=len(prompts), desc="best of n", unit="question", disable=not self.progress, delay=1)
+        try:
+            with bar, closing(drawing.run()) as run:
+                for number in run:
+                    finish(number, "all" if drawing.wanted[number].complete else "failed")
+                    bar.update()
+        except (KeyboardInterrupt, Hopeless) as error:
+            for number, one in enumerate(drawing.wanted):
+                if number not in results and one.answers:
+                    finish(number, "all" if one.complete else "interrupted")
+            answered = [result for _, result in sorted(results.items()) if result is not None]
+            if isinstance(error, Hopeless) and not answered:
+                raise
+            if isinstance(error, Hopeless):
+                raise ApiFailure(
+                    f"{len(prompts) - len(answered)} of {len(prompts)} questions were not answered: {error}",
+                    [results.get(number) for number in range(len(prompts))],
+                ) from None
+            warnings.warn(f"stopped by Ctrl-C: {len(answered)} of {len(prompts)} questions have an answer", stacklevel=2)
+            return answered
+        found = [result for _, result in sorted(results.items()) if result is not None]
+        if len(found) < len(prompts):
+            raise ApiFailure(
+                f"{len(prompts) - len(found)} of {len(prompts)} questions have no candidate: {drawing.commonest_reason()}",
+                [results[number] for number in range(len(prompts))],
+            )
+        return found
+
+    def _wanted(self, prompts: Sequence[Prompt], names: Sequence[str] | None) -> list[Wanted]:
+        """Name each question, by its prompt and how many equal ones are before it where it has no name."""
+        seen: Counter[str] = Counter()
+        wanted = []
+        for prompt in prompts:
+            if not prompt or not isinstance(prompt, str | list) or not all(isinstance(one, str | dict) for one in prompt):
+                raise ValueError(f"a prompt must be text or a list of chat messages, got {prompt!r:.60}")
+            text = json_line(prompt)
+            wanted.append(Wanted(f"{text}#{seen[text]}", prompt, range(self.n)))
+            seen[text] += 1
+        if names is not None:
+            wanted = [replace(one, name=name) for one, name in zip(wanted, names, strict=True)]
+        return wanted
+
+    def _result(self, one: Wanted, ended: Ended) -> BestOfN | None:
+        """Rank one question's candidates; None if none of them has a token to read."""
+        answers = [answer for _, answer in sorted(one.answers.items())]
+        if not any(answer.logprobs.chosen for answer in answers):
+            one.reason = one.reason or "the responses are empty"
+            return None
+        rewards = rewards_of(self.rm, answers)
+        candidates = [
+            self._candidate(answer, reward, probability)
+            for answer, reward, probability in zip(answers, rewards, self.rm.probability(rewards).tolist(), strict=True)
+        ]
+        return ranked(one.prompt, candidates, self.rule, sum(answer.tokens for answer in answers), 0, ended)
+
+    def _candidate(self, answer: Answered, reward: float, probability: float) -> Candidate:
+        tokens = answer.logprobs.chosen
+        if not math.isfinite(reward):
+            return Candidate(answer.text, [], math.nan, math.nan, math.nan, "not_finite", None, "region_empty")
+        mean = sum(tokens) / len(tokens)
+        return Candidate(answer.text, [], reward, probability, mean, answer.finish_reason, self.answer(answer.text), None)
+
+
+def check_reads(rm: SwiftRewardModel, model: str, any_model: bool = False) -> None:
+    """Raise ValueError unless a reward model reads log-probabilities, and those of the model of this name."""
+    config = rm.config
+    if config.source != "top_logprobs":
+        raise ValueError(
+            f"this reward model reads {config.source!r}, which no API returns: train one with --source top_logprobs on what "
+            "`sample --api` wrote"
+        )
+    if not any_model and config.base_model != model:
+        raise ValueError(
+            f"the reward model was trained on {config.base_model or 'an unnamed model'}, but the endpoint is asked for "
+            f"{model!r}: if they are the same, say any_model=True (--any-model)"
+        )
+
+
+def rewards_of(rm: SwiftRewardModel, answers: Sequence[Answered]) -> list[float]:
+    """Return the rewards of responses from their log-probabilities; NaN for one without a token."""
+    import torch
+
+    from swift_rm.logprob_features import response_features
+    from swift_rm.logprobs import packed_logprobs
+
+    read = [answer.logprobs for answer in answers if answer.logprobs.chosen]
+    chosen, top, offsets = packed_logprobs(read, rm.config.top_logprobs or 0)
+    weight = rm.head.weight
+    with torch.inference_mode():
+        features = response_features(chosen, top, offsets).to(weight)
+        found = iter(rm(features, offsets.to(weight.device)).tolist())
+    return [float(next(found)) if answer.logprobs.chosen else math.nan for answer in answers]
+
+
+def _check_rule(rule: str) -> None:
+    """Raise ValueError for an unknown rule before anything is asked for."""
+    select(rule, [0.0], [None])

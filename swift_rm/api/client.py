@@ -1,0 +1,46 @@
+"""Open the `openai` client that every endpoint is asked with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from swift_rm.api.keys import ApiKey, host_of, without_secrets
+
+LARGEST_REPLY, LARGEST_ERROR = 2**30, 2**20  # bytes, unpacked: half a million tokens with 20 alternatives each
+
+
+class TooLong(Exception):
+    """A reply that is longer than any that is read, or has not ended in time."""
+
+
+def open_client(base_url: str | None, key: ApiKey, timeout_s: float, retries: int) -> Any:
+    """Return a client of ``base_url`` (None: OpenAI's own); raise ImportError without the package, ValueError for no address.
+
+    It follows no redirects, which would send questions to a host that nobody named, and reads no reply without end.
+    """
+    try:
+        from openai import DefaultHttpxClient, OpenAI
+    except ImportError as error:
+        raise ImportError('an endpoint is asked with the openai package: pip install "swift-rm[api]"') from error
+    if base_url is not None and not host_of(base_url):
+        raise ValueError(f"the endpoint {without_secrets(base_url)!r} is no address with a host, of http or https")
+    if base_url is not None and key.wholly_in(without_secrets(base_url)):
+        raise ValueError(f"the endpoint's address holds the key of {key.name}, and is shown in messages")
+
+    def bound(response: Any) -> None:
+        unpacked, most = response.iter_bytes, LARGEST_REPLY if response.status_code < 300 else LARGEST_ERROR
+
+        def iter_bytes(chunk_size: int | None = None) -> Iterator[bytes]:
+            until, size = time.monotonic() + timeout_s, 0  # who asked has stopped waiting by then
+            for chunk in unpacked(chunk_size):
+                size += len(chunk)
+                if size > most or time.monotonic() > until:
+                    raise TooLong(f"a reply of more than {size} bytes")
+                yield chunk
+
+        response.iter_bytes = iter_bytes
+
+    http = DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [bound]})
+    return OpenAI(api_key=key.value, base_url=base_url, timeout=timeout_s, max_retries=retries, http_client=http)
