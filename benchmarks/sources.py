@@ -28,8 +28,8 @@ from swift_rm.features import Features, extract_features
 from swift_rm.fit import fit_features
 from swift_rm.fit_settings import FitSettings
 from swift_rm.identity import describe_base
-from swift_rm.logprob_features import response_features
-from swift_rm.logprobs import TokenLogprobs, logprobs_of, packed_logprobs
+from swift_rm.logprob_features import features_of
+from swift_rm.logprobs import TokenLogprobs, logprobs_of
 from swift_rm.rollouts import Rollout
 from swift_rm.seed_intervals import SeedResamples
 
@@ -171,8 +171,7 @@ def replies_of(logits: Tensor, tokens: Tensor, offsets: Tensor, top: int) -> lis
 
 def replies_rewards(rm: SwiftRewardModel, replies: Sequence[TokenLogprobs]) -> Tensor:
     """Return the rewards [B] of replies that came with log-probabilities."""
-    chosen, others, offsets = packed_logprobs(replies, rm.config.top_logprobs or 0)
-    rewards: Tensor = rm(response_features(chosen, others, offsets), offsets)
+    rewards: Tensor = rm(*features_of(replies, rm.config.top_logprobs or 0))
     return rewards
 
 

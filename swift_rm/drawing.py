@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swift_rm.generation import Response, generate_responses, seed_for
-from swift_rm.grading import Graded, GuardedGrader
+from swift_rm.grading import Graded, GuardedGrader, grade_all
 from swift_rm.recording import Recording, StateRecorder, read_again
 from swift_rm.rollouts import Rollout
 from swift_rm.tasks.task import Question
@@ -105,7 +105,7 @@ class Drawing:
         responses = [response for row in rows for response in row]
         states = recorder.packed([len(one.token_ids) for one in responses]) if recorder is not None else None
         answers = [(draw.questions[place // self.n], responses[place].text) for place in draw.missing]
-        grades = self.guard.grade(answers) if self.guard is not None else [Graded(None)] * len(answers)
+        grades = grade_all(self.guard, answers)
         made = [
             self._rollout(draw.questions[place // self.n], draw.prompts[place // self.n], place, responses[place], graded)
             for place, graded in zip(draw.missing, grades, strict=True)
@@ -114,7 +114,6 @@ class Drawing:
 
     def _rollout(self, question: Question, prompt_ids: Sequence[int], place: int, response: Response, graded: Graded) -> Rollout:
         """Make the record of one response."""
-        grade = graded.grade
         extra = {
             "sample": place % self.n,
             "reference": question.reference,
@@ -122,11 +121,10 @@ class Drawing:
             "token_confidence": [round(value, 4) for value in response.token_confidence],
             "self_certainty": response.self_certainty,
             **(response.logprobs.to_record() | {"end_token": response.ended} if response.logprobs else {}),
-            **({"question": dict(question.extra)} if question.extra else {}),
-            **({"grade_error": graded.error} if graded.error else {}),
+            **graded.recorded(question),
         }
         return Rollout(
             question.question_id, question.prompt, list(prompt_ids), response.text, response.token_ids, response.finish_reason,
-            grade.answer if grade else None, grade.label if grade else None, None, response.logprob_mean,
+            graded.answer, graded.label, None, response.logprob_mean,
             self.sampling, self.identity, extra,
         )  # fmt: skip

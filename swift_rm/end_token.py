@@ -20,9 +20,9 @@ def own_ends(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(end_tokens_of(model, {}).tolist())
 
 
-def says_nothing(model: PreTrainedModel, response_ids: Sequence[int]) -> bool:
-    """Tell whether a response is its end token alone."""
-    return len(response_ids) == 1 and response_ids[0] in own_ends(model)
+def says_nothing(ends: frozenset[int], response_ids: Sequence[int]) -> bool:
+    """Tell whether a response is one of the end tokens ``ends`` alone."""
+    return len(response_ids) == 1 and response_ids[0] in ends
 
 
 def without_ends(model: PreTrainedModel, source: Source, encoded: Sequence[Encoded]) -> list[Encoded]:

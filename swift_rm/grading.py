@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from swift_rm.rollouts import Rollout
 from swift_rm.tasks.task import Grade, Question
@@ -24,6 +25,21 @@ class Graded:
 
     grade: Grade | None
     error: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """Return the answer that was graded, None where there is none."""
+        return self.grade.answer if self.grade else None
+
+    @property
+    def label(self) -> int | None:
+        """Return 1 for right, 0 for not, None without a grade."""
+        return self.grade.label if self.grade else None
+
+    def recorded(self, question: Question) -> dict[str, Any]:
+        """Return what a rollout's record says besides: the question's own values, and why there is no grade."""
+        own = {"question": dict(question.extra)} if question.extra else {}
+        return {**own, **({"grade_error": self.error} if self.error else {})}
 
 
 class GuardedGrader:
@@ -65,6 +81,11 @@ class GuardedGrader:
             raise outcome.error
         text = " ".join(f"the grader raised {type(outcome.error).__name__}: {outcome.error}".split())
         return Graded(None, text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."), False
+
+
+def grade_all(guard: GuardedGrader | None, answers: Sequence[tuple[Question, str]]) -> list[Graded]:
+    """Grade answers, or leave them all ungraded without a guard."""
+    return [Graded(None)] * len(answers) if guard is None else guard.grade(answers)
 
 
 class GradeTally:

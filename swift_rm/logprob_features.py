@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from swift_rm.logprobs import ALL_MASS
+from swift_rm.logprobs import ALL_MASS, TokenLogprobs, packed_logprobs
 
 VERSION = 1
 PROBABILITIES, MARGINS, RANKS = 8, 4, 4  # of the likeliest tokens
@@ -88,6 +88,12 @@ class LogprobFeatures:
         features += [sums / self._count, previous, before, least, sums[:, :1] / 10, place.log1p(), (place / LONG).clamp_max(4)]
         self._kept = torch.cat([sums, local, previous, least, most], dim=1)
         return torch.cat(features, dim=1)
+
+
+def features_of(responses: Sequence[TokenLogprobs], top: int, names: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+    """Return the features ``[T, F]`` of whole responses and ``offsets [B + 1]``; raise ValueError as ``packed_logprobs``."""
+    chosen, alternatives, offsets = packed_logprobs(responses, top, names)
+    return response_features(chosen, alternatives, offsets), offsets
 
 
 def response_features(chosen: Tensor, top: Tensor, offsets: Tensor) -> Tensor:

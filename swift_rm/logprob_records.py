@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from swift_rm.config import SwiftConfig
 from swift_rm.features import Features, free_bytes
 from swift_rm.identity import warn_of_others
-from swift_rm.logprob_features import feature_names, response_features
-from swift_rm.logprobs import TokenLogprobs, packed_logprobs
+from swift_rm.logprob_features import feature_names, features_of
+from swift_rm.logprobs import TokenLogprobs
 from swift_rm.rollouts import Rollout, labels_of, question_numbers
 from swift_rm.views import View
 
@@ -112,8 +112,7 @@ def _batches(
             batch = list(chosen[start : start + size])
             names = [f"response {i} (question {rollouts[i].question_id!r})" for i in batch]
             read = [_logprobs(rollouts[i], name) for i, name in zip(batch, names, strict=True)]
-            logprobs, alternatives, offsets = packed_logprobs(read, top, names)
-            yield batch, response_features(logprobs, alternatives, offsets), offsets
+            yield batch, *features_of(read, top, names)
             bar.update(len(batch))
 
 

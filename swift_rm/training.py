@@ -163,14 +163,15 @@ def _from_pairs(args: Namespace) -> Trained:
 
 
 def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> Trained:
-    from swift_rm.end_token import says_nothing
+    from swift_rm.end_token import own_ends, says_nothing
     from swift_rm.fit import describe_plans, read_rollouts_for
     from swift_rm.logprob_records import is_empty
 
     graded = [rollout for rollout in rollouts if rollout.label is not None]
     facts = {"ungraded_responses": len(rollouts) - len(graded)}
     if args.source == "top_logprobs":
-        spoken = [one for one in graded if not (is_empty(one) if model is None else says_nothing(model, one.response_ids))]
+        ends = None if model is None else own_ends(model)
+        spoken = [one for one in graded if not (is_empty(one) if ends is None else says_nothing(ends, one.response_ids))]
         facts["empty_responses"], graded = len(graded) - len(spoken), spoken
     facts = {what: count for what, count in facts.items() if count}
     plans = describe_plans(_plans_for(args, model), model, tokenizer, graded)

@@ -182,15 +182,13 @@ def rewards_of(rm: SwiftRewardModel, answers: Sequence[Answered]) -> list[float]
     """Return the rewards of responses from their log-probabilities; NaN for one without a token."""
     import torch
 
-    from swift_rm.logprob_features import response_features
-    from swift_rm.logprobs import packed_logprobs
+    from swift_rm.logprob_features import features_of
 
     read = [answer.logprobs for answer in answers if answer.logprobs.chosen]
-    chosen, top, offsets = packed_logprobs(read, rm.config.top_logprobs or 0)
+    features, offsets = features_of(read, rm.config.top_logprobs or 0)
     weight = rm.head.weight
     with torch.inference_mode():
-        features = response_features(chosen, top, offsets).to(weight)
-        found = iter(rm(features, offsets.to(weight.device)).tolist())
+        found = iter(rm(features.to(weight), offsets.to(weight.device)).tolist())
     return [float(next(found)) if answer.logprobs.chosen else math.nan for answer in answers]
 
 

@@ -15,7 +15,7 @@ from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.failures import ApiFailure, Hopeless
 from swift_rm.api.reply import Answered
 from swift_rm.appending import LineAppender
-from swift_rm.grading import DEFAULT_TIMEOUT_S, Graded, Grader, GradeTally, GuardedGrader
+from swift_rm.grading import DEFAULT_TIMEOUT_S, Graded, Grader, GradeTally, GuardedGrader, grade_all
 from swift_rm.kept_rollouts import KeptRollouts
 from swift_rm.logprobs import MOST_ALTERNATIVES
 from swift_rm.resuming import checker
@@ -108,7 +108,7 @@ class _Run:
         """Grade what came of a question and append it to the file."""
         question, places = self.asked[number], sorted(one.answers)
         answers = [(question, one.answers[place].text) for place in places]
-        grades = self.guard.grade(answers) if self.guard is not None else [Graded(None)] * len(answers)
+        grades = grade_all(self.guard, answers)
         made = [self._record(question, place, one.answers[place], graded) for place, graded in zip(places, grades, strict=True)]
         self.written.add(number)  # a Ctrl-C after the lines are written must not have them written again
         if self.file is not None and made:
@@ -123,18 +123,17 @@ class _Run:
 
     def _record(self, question: Question, place: int, answer: Answered, graded: Graded) -> Rollout:
         """Make the record of one response."""
-        grade, chosen, top = graded.grade, answer.logprobs.chosen, answer.logprobs.top
+        chosen, top = answer.logprobs.chosen, answer.logprobs.top
         extra = {
             "sample": place,
             "reference": question.reference,
             **answer.logprobs.to_record(),
             **({"token_confidence": _confidence(top)} if all(top) else {}),
-            **({"question": dict(question.extra)} if question.extra else {}),
-            **({"grade_error": graded.error} if graded.error else {}),
+            **graded.recorded(question),
         }
         return Rollout(
             question.question_id, question.prompt, [], answer.text, [], answer.finish_reason,
-            grade.answer if grade else None, grade.label if grade else None, None,
+            graded.answer, graded.label, None,
             sum(chosen) / len(chosen) if chosen else None, self.sampling, self.identity, extra,
         )  # fmt: skip
 
