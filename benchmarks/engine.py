@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swift_rm import StreamingReward, SwiftConfig, SwiftRewardModel, best_of_n
 from swift_rm.custom_generate import BestOfNDecoding
-from swift_rm.decoding import Limits, PromptBatch, Rows
+from swift_rm.decoded import Limits
+from swift_rm.decoding import PromptBatch, Rows
 from swift_rm.embedded import ASSETS, TINY_REWARD, load_language_model
 from swift_rm.encoding import encode_prompt
 from swift_rm.generation import left_padded

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.decoding import Decoded
 from swift_rm.encoding import check_vocabulary, encode_prompt
 from swift_rm.engine import Asked, Engine, Watch
 from swift_rm.generation import sampling_settings, seed_for
 from swift_rm.identity import check_base_model
 from swift_rm.pruning import Prune, get_prune
-from swift_rm.ranking import BestOfN, Candidate, ranked, why_no_reward
+from swift_rm.ranking import BestOfN
+from swift_rm.results import External, decode_text, result_of
 from swift_rm.rollouts import Prompt
 from swift_rm.selection import DEFAULT_RULE, EXTERNAL_RULES
 from swift_rm.selection import select as select_candidate
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from swift_rm.reward_model import SwiftRewardModel
-
-External = Callable[[list[Any], list[str]], Sequence[float]]
 
 
 def best_of_n(
@@ -91,10 +89,12 @@ def best_of_n(
             asked = [Asked(ids) for ids in encoded[start : start + size]]
             finished = engine.answer(asked, seed_for(seed, start), watch, batch_size)
             chosen = [
-                _result(tokenizer, rm, prompt, one, n, select, answer, external)
+                result_of(
+                    rm, prompt, one, [decode_text(tokenizer, c) for c in one.candidates], n, select, answer, external
+                )
                 for prompt, one in zip(prompts[start : start + size], asked, strict=True)
                 if finished or any(candidate.complete for candidate in one.candidates)
-            ]
+            ]  # fmt: skip
             results.extend(chosen)
             if on_results is not None:
                 on_results(chosen)
@@ -120,46 +120,3 @@ def _encode(
     for i, ids in enumerate(encoded):
         check_vocabulary(model, ids, f"prompt {i}")
     return encoded
-
-
-def _result(
-    tokenizer: PreTrainedTokenizerBase,
-    rm: SwiftRewardModel,
-    prompt: Any,
-    asked: Asked,
-    n: int,
-    rule: str,
-    answer: Callable[[str], str | None],
-    external: External | None,
-) -> BestOfN:
-    """Rank one question's candidates and choose; raise ValueError if none has a reward."""
-    whole = [one for one in asked.candidates if one.complete]
-    if not whole:
-        why = why_no_reward(asked.candidates)
-        raise ValueError(f"none of the {len(asked.candidates)} candidates of {str(prompt)!r:.80} has a reward: {why}")
-    texts = [decode_text(tokenizer, one) for one in asked.candidates]
-    probabilities = rm.probability([one.reward for one in asked.candidates]).tolist()
-    said: dict[int, float] = {}
-    if external is not None:
-        at = [i for i, one in enumerate(asked.candidates) if one.complete]
-        said = dict(zip(at, _ask(external, [prompt] * len(at), [texts[i] for i in at]), strict=True))
-    candidates = [
-        Candidate(text, one.token_ids, one.reward, probability, one.logprob, one.finish_reason,
-                  answer(text) if one.complete else None, one.flag, said.get(i))
-        for i, (one, text, probability) in enumerate(zip(asked.candidates, texts, probabilities, strict=True))
-    ]  # fmt: skip
-    mean = sum(len(one.token_ids) for one in whole) / len(whole)
-    saved = sum(max(0.0, mean - len(one.token_ids)) for one in asked.candidates if not one.complete) + mean * (n - asked.begun)
-    return ranked(prompt, candidates, rule, asked.tokens, round(saved), asked.ended or "all")
-
-
-def _ask(external: External, prompts: list[Any], texts: list[str]) -> list[float]:
-    rewards = [float(reward) for reward in external(prompts, texts)]
-    if len(rewards) != len(texts):
-        raise ValueError(f"the external reward function gave {len(rewards)} rewards for {len(texts)} responses")
-    return rewards
-
-
-def decode_text(tokenizer: PreTrainedTokenizerBase, one: Decoded) -> str:
-    """Return a candidate's text as answers are read from it, without special tokens."""
-    return str(tokenizer.decode(one.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

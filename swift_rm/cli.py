@@ -32,6 +32,7 @@ from swift_rm.arguments import (
     path,
 )
 from swift_rm.hipo_arguments import add_hipo
+from swift_rm.serve_arguments import add_serve
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -226,6 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
     published.add_argument("--base-model", required=True, help="Hub id of the language model it was trained on")
     published.add_argument("--out", required=True, help="folder of the reward model")
     add_hipo(commands)
+    add_serve(commands)
     return parser
 
 

@@ -156,6 +156,13 @@ def hipo(args: Namespace) -> Result:
     return take_step(args)
 
 
+def serve(args: Namespace) -> Result:
+    """Serve OpenAI's API with the best of N."""
+    from swift_rm.serve_commands import serve as run_server
+
+    return run_server(args)
+
+
 def parse_layers(text: str, layers: int | None) -> tuple[int, ...]:
     """Read ``all``, ``-4,-3`` or ``0-32``; raise ValueError for anything else."""
     if text == "all" and layers is not None:

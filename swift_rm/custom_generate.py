@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from swift_rm.best_of_n import decode_text
 from swift_rm.cache_rows import rows_like
-from swift_rm.decoding import Decoded, Limits, PromptBatch, processors_of
+from swift_rm.decoded import Decoded, Limits
+from swift_rm.decoding import PromptBatch, processors_of
 from swift_rm.generate_settings import refuse_other_decoding
 from swift_rm.identity import check_base_model
 from swift_rm.pruning import Prune, get_prune
 from swift_rm.ranking import why_no_reward
+from swift_rm.results import decode_text
 from swift_rm.running import RunningRewards
 from swift_rm.selection import EXTERNAL_RULES
 from swift_rm.selection import select as choose

@@ -5,77 +5,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from swift_rm.cache_rows import closed_up, keep_rows, refuse_cache, rows_like, take_rows
+from swift_rm.decoded import Decoded, Decoding, FinishReason, Limits, Step
 from swift_rm.last_step import cache_is_full, next_inputs
-from swift_rm.region import Flag
 from swift_rm.running import RunningRewards
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-    from swift_rm.pruning import Prune
-
-FinishReason = Literal["stop", "length", "pruned", "budget", "not_finite"]
 # Processors that remember their rows from one step to the next, or number them: rows leave the batch here.
 _ROW_BOUND = ("UnbatchedClassifierFreeGuidance", "PrefixConstrained", "SynthIDText", "EncoderRepetition", "EncoderNoRepeat")
 _LIMITS = ("MaxLengthCriteria", "MaxTimeCriteria")
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One candidate: the prompt it answers, its tokens (end-of-sequence included), and what was read of them.
-
-    ``logprob`` is the mean log-probability of its tokens under the model's own distribution. The reward is that of the
-    tokens there are, also where the candidate was dropped before its end ("pruned", "budget"); NaN if "not_finite".
-    ``partial`` is what a pruning rule goes by: the same, or the reward of the rule's own reward model.
-    """
-
-    prompt: int
-    token_ids: list[int]
-    reward: float
-    logprob: float
-    finish_reason: FinishReason
-    flag: Flag | None
-    partial: float
-
-    @property
-    def complete(self) -> bool:
-        """Tell whether it came to its end, or to the end of the room for it, with a reward."""
-        return self.finish_reason in ("stop", "length")
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What one batch gave: its candidates in the order asked for (after Ctrl-C: those that finished), and all its tokens."""
-
-    candidates: list[Decoded]
-    tokens: int
-    interrupted: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a watcher sees after a token: the rows still decoded, by candidate (numbered as asked for) and prompt."""
-
-    candidates: list[int]
-    prompts: list[int]
-    token_ids: list[list[int]]
-    partial_rewards: list[float]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may end candidates early: a pruning rule, with the rewards of each prompt's earlier candidates, and a token limit."""
-
-    prune: Prune | None = None
-    earlier: Mapping[int, Sequence[float]] | None = None
-    tokens: int | None = None
 
 
 class PromptBatch:
@@ -83,7 +28,7 @@ class PromptBatch:
 
     Made inside ``model.generate``, which prepares logits processors, stopping criteria and cache; ``decode`` is its loop
     from there on. Raises ValueError for a cache whose rows cannot be repeated, and for settings that bind a row to its
-    place.
+    place. ``numbers`` are those by which a watcher knows the prompts; 0, 1, ... if not told.
     """
 
     def __init__(
@@ -95,6 +40,7 @@ class PromptBatch:
         generation_config: GenerationConfig,
         running: RunningRewards,
         model_kwargs: dict[str, Any],
+        numbers: Sequence[int] | None = None,
     ) -> None:
         processors: list[object] = logits_processor if isinstance(logits_processor, list) else []
         for processor in processors:
@@ -102,6 +48,7 @@ class PromptBatch:
             if name.startswith(_ROW_BOUND):
                 raise ValueError(f"{name} remembers which row is which, and rows leave the batch here: leave its setting out")
         self.model, self.running, self.ids = model, running, input_ids
+        self.numbers = range(len(input_ids)) if numbers is None else numbers
         self.processors, self.criteria, self.do_sample = logits_processor, stopping_criteria, generation_config.do_sample
         ends = generation_config.eos_token_id
         running.ended_by([] if ends is None else torch.as_tensor(ends).reshape(-1).tolist())
@@ -120,14 +67,18 @@ class PromptBatch:
 
     @torch.no_grad()
     def decode(
-        self, prompts: Sequence[int], limits: Limits | None = None, watch: Callable[[Callable[[], Step]], None] | None = None
+        self,
+        prompts: Sequence[int],
+        limits: Limits | None = None,
+        watch: Callable[[Callable[[], Step]], None] | None = None,
+        first: int = 0,
     ) -> Decoding:
-        """Decode one candidate for each entry of ``prompts`` (numbers of prompts, repeated at will), in one batch.
+        """Decode one candidate for each entry of ``prompts`` (places of prompts, repeated at will), in one batch.
 
-        After each token ``watch`` is given a function that tells where the rows are. After Ctrl-C what had finished comes
-        back.
+        After each token ``watch`` is given a function that tells where the rows are; candidates are numbered from ``first``
+        on. After Ctrl-C what had finished comes back.
         """
-        rows = Rows(self, prompts, limits or Limits())
+        rows = Rows(self, prompts, limits or Limits(), first)
         with self.running.tap:
             try:
                 while rows.choose():
@@ -142,8 +93,9 @@ class PromptBatch:
 class Rows:
     """The rows of one batch that are still decoded, and the candidates that have left it."""
 
-    def __init__(self, source: PromptBatch, prompts: Sequence[int], limits: Limits) -> None:
-        self._source, self._running, self._limits = source, source.running, limits
+    def __init__(self, source: PromptBatch, prompts: Sequence[int], limits: Limits, first: int = 0) -> None:
+        self._source, self._running, self._limits, self._first = source, source.running, limits, first
+        self._lengths = frozenset(limits.lengths.values())
         start = torch.tensor(list(prompts), dtype=torch.long, device=source.ids.device)
         self._ids = source.ids.index_select(0, start)  # [rows, seq]
         self._logits = source.logits.index_select(0, start)  # [rows, V]
@@ -173,6 +125,7 @@ class Rows:
             self._leave(ended)
         else:  # one step more, which reads the state of the last token
             self._ended = ended
+        self._leave(self._find_cancelled())
         self._leave(self._find_dropped())
         return bool(self._rows)
 
@@ -190,7 +143,9 @@ class Rows:
     def seen(self) -> Step:
         """Return what a watcher sees."""
         tokens = self._ids[:, self._source.ids.shape[1] :].tolist()
-        return Step(list(self._rows), [self._prompts[c] for c in self._rows], tokens, self._running.partial().tolist())
+        candidates = [self._first + candidate for candidate in self._rows]
+        prompts = [self._source.numbers[self._prompts[candidate]] for candidate in self._rows]
+        return Step(candidates, prompts, tokens, self._running.partial().tolist())
 
     def _sample(self) -> tuple[Tensor, Tensor]:
         """Return each row's token, drawn as `generate` draws it, and whether its distribution is broken: NaN or Inf."""
@@ -222,7 +177,18 @@ class Rows:
         for candidate, is_broken, is_stop, is_length in zip(self._rows, *told, strict=True):
             if is_broken or is_stop or is_length:
                 ended[candidate] = "not_finite" if is_broken else "stop" if is_stop else "length"
+        if (length_now := self._ids.shape[1] - self._source.ids.shape[1]) in self._lengths:
+            own = (one for one in self._rows if self._limits.lengths.get(self._prompts[one]) == length_now)
+            ended = {**dict.fromkeys(own, "length"), **ended}
         return ended
+
+    def _find_cancelled(self) -> dict[int, FinishReason]:
+        """Say which candidates nobody waits for any more, be their last token's state read or not."""
+        if self._limits.cancelled is None or not (gone := self._limits.cancelled()):
+            return {}
+        cancelled = [candidate for candidate in self._rows if self._prompts[candidate] in gone]
+        self._ended = {candidate: reason for candidate, reason in self._ended.items() if candidate not in cancelled}
+        return dict.fromkeys(cancelled, "cancelled")
 
     def _find_dropped(self) -> dict[int, FinishReason]:
         """Say which unfinished candidates are dropped now: all at the limit of tokens, else those that are pruned."""
@@ -260,14 +226,16 @@ class Rows:
             if candidate not in reasons:
                 continue
             reason, flag, reward = reasons[candidate], flags[row], rewards[row]
-            # Where the tokens run out at once, a candidate may have none that is scored yet: that is no fault of its states.
-            if reason == "not_finite" or not (math.isfinite(reward) or reason == "budget"):
+            # A candidate that is dropped at once may have no token that is scored yet: that is no fault of its states.
+            if reason == "not_finite" or not (math.isfinite(reward) or reason in ("budget", "cancelled")):
                 nothing_read = flag == "region_empty" and reason != "not_finite"  # it said its end token, which is not read
                 reason, flag = "not_finite", flag if nothing_read else "not_finite"
                 reward = partial[row] = math.nan
             self.left[candidate] = Decoded(
                 self._prompts[candidate], tokens[row], reward, logprobs[row] / len(tokens[row]), reason, flag, partial[row]
             )
+            if self._limits.left is not None:
+                self._limits.left(self._first + candidate, self.left[candidate])
         staying = closed_up([candidate not in reasons for candidate in self._rows])
         rows = torch.tensor(staying, dtype=torch.long, device=self._ids.device)
         count = len(self._rows)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from swift_rm.decoding import Decoded, Limits, PromptBatch, Step
+from swift_rm.decoded import Decoded, Decoding, Limits, Step
+from swift_rm.decoding import PromptBatch
 from swift_rm.evaluating import evaluating
 from swift_rm.generate_settings import setting
 from swift_rm.generation import NEUTRAL, left_padded
 from swift_rm.pruning import Prune
 from swift_rm.running import RunningRewards
+from swift_rm.stop_text import StopText
 from swift_rm.waves import Ended, Plan, Sampled
 
 if TYPE_CHECKING:
@@ -26,14 +28,25 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 Watch = Callable[[Callable[[], Step]], None]
-Batch = tuple[list[int], PromptBatch]  # which of the prompts asked, and what the model has read of them
+Left = Callable[[int, int, Decoded], None]
+
+
+class OutOfMemory(RuntimeError):
+    """There is not enough memory, not even for half of the rows."""
 
 
 @dataclass
 class Asked:
-    """One prompt: its candidates so far, the tokens spent on it, and why it gets no more."""
+    """One prompt: its candidates so far, the tokens spent on it, and why it gets no more.
+
+    ``n`` and ``max_new_tokens`` are its own, if not those of the plan and of the settings, which must be no smaller. Another
+    thread may set ``cancelled``: at the next token its rows leave the batch.
+    """
 
     prompt_ids: Sequence[int]
+    n: int | None = None
+    max_new_tokens: int | None = None
+    cancelled: bool = False
     candidates: list[Decoded] = field(default_factory=list)
     tokens: int = 0
     begun: int = 0
@@ -59,10 +72,14 @@ class Engine:
     prune: Prune | None
     processors: Callable[[int], Sequence[Any]] | None = None
 
-    def answer(self, asked: Sequence[Asked], seed: int, watch: Watch | None = None, batch_size: int = 8) -> bool:
+    def answer(
+        self, asked: Sequence[Asked], seed: int, watch: Watch | None = None, batch_size: int = 8, left: Left | None = None
+    ) -> bool:
         """Decode the candidates of these prompts, ``batch_size`` at a time; False after Ctrl-C, with what had finished kept.
 
-        Memory that runs out is tried again, once, with half of the rows, and said aloud.
+        Memory that runs out is tried again, once, with half of the rows, and said aloud; raises OutOfMemory, a RuntimeError,
+        if that does not help. ``left`` hears of each candidate as it leaves its batch: whose it is (a number in ``asked``),
+        its own number in the batch, as a watcher sees it, and what was decoded; twice where memory ran out in between.
         """
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
@@ -71,14 +88,14 @@ class Engine:
                 numbered = list(enumerate(asked))
                 parts = [numbered[start : start + batch_size] for start in range(0, len(asked), batch_size)]
                 batches = [batch for part in parts for batch in _halved(self._read, part, "prompts")]
-                done = self._waves(asked, batches, watch)
+                done = self._waves(asked, batches, watch, left)
         except KeyboardInterrupt:
             done = False
         for one in asked:
             one.ended = one.ended or ("all" if done else "interrupted")
         return done
 
-    def _waves(self, asked: Sequence[Asked], batches: Sequence[Batch], watch: Watch | None) -> bool:
+    def _waves(self, asked: Sequence[Asked], batches: Sequence[PromptBatch], watch: Watch | None, left: Left | None) -> bool:
         while True:
             counts, ended = self.plan.next_wave([self._sampled(one) for one in asked])
             for one, reason in zip(asked, ended, strict=True):
@@ -86,18 +103,34 @@ class Engine:
             if not any(counts):
                 return True
             capped = self.plan.budget is not None and any(one.begun for one in asked)  # every question gets one wave
-            for numbers, batch in batches:
-                rows = [place for place, number in enumerate(numbers) for _ in range(counts[number])]
-                left = (self.plan.budget or 0) - sum(one.tokens for one in asked) if capped else None
-                if not rows or (left is not None and left < 1):
+            for batch in batches:
+                own = [asked[number] for number in batch.numbers]
+                wanted = [0 if one.cancelled else counts[number] for number, one in zip(batch.numbers, own, strict=True)]
+                rows = [place for place, count in enumerate(wanted) for _ in range(count)]
+                tokens = (self.plan.budget or 0) - sum(one.tokens for one in asked) if capped else None
+                if not rows or (tokens is not None and tokens < 1):
                     continue
-                limits = Limits(self.prune, {place: asked[number].whole() for place, number in enumerate(numbers)}, left)
-                if not self._decode(batch, rows, [asked[number] for number in numbers], limits, watch):
+                if not self._decode(batch, rows, own, self._limits(batch, own, tokens, left), watch):
                     return False
+
+    def _limits(self, batch: PromptBatch, asked: Sequence[Asked], tokens: int | None, left: Left | None) -> Limits:
+        """Return what may end the candidates of a batch, whose prompts are ``asked``, early."""
+        places = range(len(asked))
+        return Limits(
+            self.prune, {place: asked[place].whole() for place in places}, tokens,
+            {place: limit for place in places if (limit := asked[place].max_new_tokens) is not None},
+            lambda: [place for place in places if asked[place].cancelled],
+            None if left is None else lambda number, one: left(batch.numbers[one.prompt], number, one),
+        )  # fmt: skip
 
     def _decode(self, batch: PromptBatch, rows: list[int], asked: Sequence[Asked], limits: Limits, watch: Watch | None) -> bool:
         """Decode one candidate per row of ``rows`` (places in the batch, which are ``asked``); False after Ctrl-C."""
-        for part, decoding in _halved(lambda part: [(part, batch.decode(part, limits, watch))], rows, "candidates"):
+
+        def decode(part: Sequence[tuple[int, int]]) -> list[tuple[list[int], Decoding]]:
+            places = [place for _, place in part]
+            return [(places, batch.decode(places, limits, watch, part[0][0]))]
+
+        for part, decoding in _halved(decode, list(enumerate(rows)), "candidates"):
             for candidate in decoding.candidates:
                 asked[candidate.prompt].candidates.append(candidate)
                 asked[candidate.prompt].tokens += len(candidate.token_ids)
@@ -109,9 +142,9 @@ class Engine:
 
     def _sampled(self, one: Asked) -> Sampled:
         rewards = [c.reward for c in one.candidates if c.complete]
-        return Sampled(self.rm.probability(rewards).tolist(), one.begun, one.tokens)
+        return Sampled(self.rm.probability(rewards).tolist(), one.begun, one.tokens, one.n, one.cancelled)
 
-    def _read(self, part: Sequence[tuple[int, Asked]]) -> list[Batch]:
+    def _read(self, part: Sequence[tuple[int, Asked]]) -> list[PromptBatch]:
         """Let the model read some prompts, prepared as `generate` prepares them."""
         guide = self.prune.guide if self.prune is not None else None
         running = RunningRewards(self.model, self.rm, self.tokenizer, guide=guide)
@@ -121,16 +154,17 @@ class Engine:
         def loop(model: PreTrainedModel, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
                  **model_kwargs: Any) -> Any:  # fmt: skip
             made.append(
-                PromptBatch(model, input_ids, logits_processor, stopping_criteria, generation_config, running, model_kwargs)
-            )
+                PromptBatch(
+                    model, input_ids, logits_processor, stopping_criteria, generation_config, running, model_kwargs,
+                    [number for number, _ in part],
+                )
+            )  # fmt: skip
             return input_ids
 
         settings = {**self.settings, "stop_strings": None}  # with a loop of one's own, `generate` has no tokenizer for them
         strings = setting(self.model, self.settings, "stop_strings")
-        if strings is not None:
-            from transformers import StopStringCriteria
-
-            stop = StopStringCriteria(self.tokenizer, strings)
+        if strings:
+            stop = StopText(self.tokenizer, strings, ids.shape[1])
             settings["stopping_criteria"] = [*(settings.get("stopping_criteria") or []), stop]
         if self.processors is not None:
             settings["logits_processor"] = [*(settings.get("logits_processor") or []), *self.processors(ids.shape[1])]
@@ -138,7 +172,7 @@ class Engine:
             input_ids=ids, attention_mask=mask, custom_generate=loop, pad_token_id=pad, num_return_sequences=1,
             **{**NEUTRAL, **settings},
         )  # fmt: skip
-        return [([number for number, _ in part], made[0])]
+        return made
 
 
 def _halved(run: Callable[[Sequence[Item]], list[Out]], items: Sequence[Item], what: str) -> Iterator[Out]:
@@ -150,7 +184,7 @@ def _halved(run: Callable[[Sequence[Item]], list[Out]], items: Sequence[Item], w
         if not _out_of_memory(error):
             raise
         if len(items) < 2:
-            raise RuntimeError(_too_much(1, what)) from error
+            raise OutOfMemory(_too_much(1, what)) from error
     warnings.warn(f"out of memory with {len(items)} {what} at once: trying again with half of them", stacklevel=2)
     middle = (len(items) + 1) // 2
     for half in (items[:middle], items[middle:]):
@@ -162,7 +196,7 @@ def _halved(run: Callable[[Sequence[Item]], list[Out]], items: Sequence[Item], w
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            raise RuntimeError(_too_much(len(half), what)) from error
+            raise OutOfMemory(_too_much(len(half), what)) from error
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from swift_rm.evaluating import evaluating
 from swift_rm.generate_settings import end_tokens_of, refuse_other_decoding
 from swift_rm.logprobs import TokenLogprobs
 from swift_rm.recording import StateRecorder
+from swift_rm.stop_text import StopText
 from swift_rm.token_statistics import StatisticsRecorder, TokenStatistics
 
 if TYPE_CHECKING:
@@ -104,9 +105,7 @@ def generate_responses(
     passed = dict(settings)
     recorder, ends = StatisticsRecorder(top_logprobs or 0), _RowEnds(passed.pop("stopping_criteria", None) or [], width)
     if passed.get("stop_strings"):
-        from transformers import StopStringCriteria
-
-        ends.criteria.append(StopStringCriteria(tokenizer, passed.pop("stop_strings")))
+        ends.criteria.append(StopText(tokenizer, passed.pop("stop_strings"), width))
     processors = [recorder, *(passed.pop("logits_processor", None) or [])]
     if states is not None:
         refuse_other_decoding(model, {**NEUTRAL, **passed})

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from swift_rm.commands import printable
-from swift_rm.decoding import Step
+from swift_rm.decoded import Step
 from swift_rm.pruning import Prune
 from swift_rm.waves import Ended
 
@@ -30,6 +30,7 @@ ENDED: dict[Ended, str] = {
     "budget": "the budget is spent",
     "interrupted": "interrupted by Ctrl-C",
     "failed": "some requests failed",
+    "cancelled": "nobody waits for it any more",
 }
 STYLES = {"writing": "", "done": "green", "pruned": "dim"}
 

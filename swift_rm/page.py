@@ -24,13 +24,16 @@ class Html(str):
     __slots__ = ()
 
 
-def document(title: str, body: str, style: str = "") -> str:
-    """Return a page of this title, HTML body and further CSS; the title is escaped here, the body must have been."""
+def document(title: str, body: str, style: str = "", policy: str = POLICY) -> str:
+    """Return a page of this title, HTML body and further CSS; the title is escaped here, the body must have been.
+
+    ``policy`` is its content security policy.
+    """
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(visible(title))}</title>
 <style>

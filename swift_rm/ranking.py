@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swift_rm.decoding import Decoded, FinishReason
+from swift_rm.decoded import Decoded, FinishReason
 from swift_rm.region import Flag
 from swift_rm.rollouts import Prompt
 from swift_rm.selection import select
@@ -20,9 +20,9 @@ class Candidate:
 
     ``logprob`` is the mean log-probability of its tokens, ``answer`` what votes are cast with, ``flag`` tells why the
     whole response was read instead of the configured region, that it is "not_finite", or, where a reward model of
-    log-probabilities found nothing but the end token, "region_empty". A candidate whose
-    ``finish_reason`` is "pruned" or "budget" was dropped on its way: its reward is that of the tokens there are, and it is
-    never chosen. ``external`` is what the external reward function said of it.
+    log-probabilities found nothing but the end token, "region_empty". A candidate whose ``finish_reason`` is "pruned",
+    "budget" or "cancelled" was dropped on its way: its reward is that of the tokens there are, and it is never chosen.
+    ``external`` is what the external reward function said of it.
     """
 
     text: str
@@ -48,7 +48,7 @@ class BestOfN:
     ``tokens_spent`` were generated for it. ``tokens_saved`` is an estimate of what all n whole candidates would have cost
     beyond that, from the mean length of those that finished. ``ended`` says why it got no more candidates: "all" of them
     were there, the highest "probability" reached ``stop_at``, the expected "gain" was too small, the "budget" was
-    spent, it was "interrupted" by Ctrl-C, or some requests to a server "failed".
+    spent, it was "interrupted" by Ctrl-C, or "cancelled" by who asked, or some requests to a server "failed".
     """
 
     prompt: Prompt | Sequence[int]

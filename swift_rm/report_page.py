@@ -16,7 +16,8 @@ from swift_rm.report_data import interval
 from swift_rm.rollouts import Rollout
 from swift_rm.shortening import clip, size
 from swift_rm.tables import counted, percent, plain
-from swift_rm.token_view import PARTS_STYLE, palette_style
+from swift_rm.token_palette import palette_style
+from swift_rm.token_view import PARTS_STYLE
 
 PAGE_BYTES = 8_000_000  # what a browser opens within three seconds on two cores, see benchmarks/report_page.py
 RULES = {

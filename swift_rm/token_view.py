@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from itertools import accumulate
 
-from swift_rm.page import DARK_INK, LIGHT_INK, MONO, Html, document, text, visible
-
-REWARD_STEPS, GATE_STEPS = 21, 5
-
-# Red, green and blue of the lowest reward, of 0 and of the highest, and of the ink: orange and blue are told apart by
-# colour-blind eyes too, and each mode's ink can be read on all of its colours.
-LIGHT = ((240, 140, 45), (222, 222, 218), (90, 165, 225)), LIGHT_INK
-DARK = ((176, 80, 0), (68, 68, 72), (18, 98, 172)), DARK_INK
-SHADES = (0.08, 0.35, 0.6, 0.8, 1.0)  # opacity by gate; even the palest keeps a hint of its colour
+from swift_rm.page import MONO, Html, document, text, visible
+from swift_rm.token_palette import GATE_STEPS, REWARD_STEPS, palette_style
 
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token: its text, its id, and its gate (0..1) and reward, which are None where the reward model does not read it."""
+    """One token: its text, its id, and its gate (0..1) and reward, which are None where the reward model does not read it.
+
+    The id is None where only texts are known.
+    """
 
     text: str
-    token_id: int
+    token_id: int | None
     gate: float | None = None
     reward: float | None = None
 
@@ -79,13 +75,13 @@ def render_page(page: PageView) -> str:
     body = f"""<header>
 <h1>{escape(visible(page.title))}</h1>
 <p class="about">Reward model <b>{text(page.reward_model)}</b> reading <b>{text(page.base_model)}</b>, {shown}</p>
-{_legend(scale, page.position, page.heads)}
+{legend(scale, page.position, page.heads)}
 <nav aria-label="questions">Questions {links}</nav>
 </header>
 <main>
 {sections}
 </main>"""
-    return document(page.title, body, f"{PARTS_STYLE}\n{_STYLE}\n{palette_style()}")
+    return document(page.title, body, f"{PARTS_STYLE}\n{CARDS_STYLE}\n{_STYLE}\n{palette_style()}")
 
 
 @dataclass(frozen=True)
@@ -116,15 +112,19 @@ class Scale:
 def _question(number: int, question: QuestionView, scale: Scale) -> str:
     ranked = sorted(question.candidates, key=lambda one: (not math.isfinite(one.reward), -one.reward))
     known = "" if question.question_id is None else f" <small>{text(question.question_id)}</small>"
-    cards = "\n".join(_card(rank, candidate, scale) for rank, candidate in enumerate(ranked, start=1))
+    shown = cards([(str(rank), candidate) for rank, candidate in enumerate(ranked, start=1)], scale)
     return f"""<section id="q{number}">
 <h2>Question {number}{known}</h2>
 {prompt_box(question.prompt)}
 <p class="count">{_of(len(ranked), question.total, "candidate")}, best first</p>
-<div class="cards" tabindex="0">
-{cards}
-</div>
+{shown}
 </section>"""
+
+
+def cards(named: Iterable[tuple[str, CandidateView]], scale: Scale) -> str:
+    """Return candidates side by side, in a box that scrolls, each under its name; the style is ``CARDS_STYLE``."""
+    shown = "\n".join(_card(name, candidate, scale) for name, candidate in named)
+    return f'<div class="cards" tabindex="0">\n{shown}\n</div>'
 
 
 def prompt_box(turns: Sequence[tuple[str | None, str]]) -> str:
@@ -136,14 +136,14 @@ def prompt_box(turns: Sequence[tuple[str | None, str]]) -> str:
     return '<div class="prompt">\n' + "\n".join(said) + "\n</div>"
 
 
-def _card(rank: int, candidate: CandidateView, scale: Scale) -> str:
+def _card(name: str, candidate: CandidateView, scale: Scale) -> str:
     known = facts(candidate.answer, candidate.label, candidate.finish_reason, candidate.flag)
     listed = "".join(f"<li>{name} <b>{text(value)}</b></li>" for name, value in known.items())
     chance = f"{100 * candidate.probability:.1f} % right" if math.isfinite(candidate.probability) else ""
     weight = sum(gate for gate, _ in filter(None, map(numbers, candidate.tokens)))
     tokens = "".join(_token(token, scale, weight) for token in candidate.tokens)
     return f"""<article>
-<h3><small>{rank}</small> {signed(candidate.reward, 2)} <small>{chance}</small></h3>
+<h3><small>{name}</small> {signed(candidate.reward, 2)} <small>{chance}</small></h3>
 <ul>{listed}</ul>
 <p class="text" dir="auto">{tokens}</p>
 </article>"""
@@ -167,14 +167,15 @@ def token_text(said: str) -> str:
 
 def _token(token: TokenView, scale: Scale, weight: float) -> str:
     said = token_text(token.text)
+    name = "\u2013" if token.token_id is None else token.token_id
     known = numbers(token)
     if known is None:
-        return f'<span data-i="{token.token_id}">{said}</span>'
+        return f'<span data-i="{name}">{said}</span>'
     gate, reward = known
     adds = signed(gate * reward / weight if weight else 0.0)
     return (
         f'<span class="t {scale.classes(gate, reward)}" data-r="{signed(reward)}" data-g="{gate:.3f}" data-a="{adds}" '
-        f'data-i="{token.token_id}" tabindex="0">{said}</span>'
+        f'data-i="{name}" tabindex="0">{said}</span>'
     )
 
 
@@ -192,15 +193,16 @@ Blue speaks for the response, orange against it. One scale for the whole page.</
 How much the token counts. What is pale hardly counts, whatever its reward.</dd></div>"""
 
 
-def _legend(scale: Scale, position: str, heads: int) -> str:
+def legend(scale: Scale, position: str | None = None, heads: int = 1) -> str:
+    """Return the list that explains a page's numbers, colours and signs; ``position`` None leaves out what they are read from."""
     state = "that produced it, before it was chosen" if position == "generating" else "at the token itself"
+    source = f" Its gate and reward are read from the\nhidden state {state}." if position else ""
     several = f" A token shows the means of {heads} heads; the response's reward is made of each's own." if heads > 1 else ""
     return f"""<dl>
 {scale_legend(scale)}
 <div><dt>The response's reward</dt>
 <dd><code>\u03a3 gate \u00b7 reward / \u03a3 gate</code> over its tokens: a logit, of which the probability of being right is
-a function. A token <em>adds</em> <code>gate \u00b7 reward / \u03a3 gate</code> to it. Its gate and reward are read from the
-hidden state {state}.{several}</dd></div>
+a function. A token <em>adds</em> <code>gate \u00b7 reward / \u03a3 gate</code> to it.{source}{several}</dd></div>
 <div><dt>Reading a token</dt>
 <dd>Point at it, tap it, or press Tab, for its numbers. Signs: \u23ce end of line, \u21e5 tab, \u25cc part of a character that
 a later token completes, \u2039U+202E\u203a and the like a character that cannot be seen.</dd></div>
@@ -232,25 +234,6 @@ def _round_up(value: float) -> float:
     return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")
 
 
-def colour(step: int, palette: Sequence[Sequence[int]]) -> tuple[int, int, int]:
-    """Return red, green and blue of one of the 21 colours, from the lowest reward (0) to the highest (20)."""
-    middle = REWARD_STEPS // 2
-    end = palette[0] if step < middle else palette[2]
-    share = abs(step - middle) / middle
-    red, green, blue = (round(zero + share * (full - zero)) for zero, full in zip(palette[1], end, strict=True))
-    return red, green, blue
-
-
-def palette_style() -> str:
-    """Return the CSS of the colours r0 ... r20 and the shades g0 ... g4, in light and dark: what paints ``.t``."""
-
-    def mode(palette: Sequence[Sequence[int]]) -> str:
-        return "\n".join(f".r{k}{{--c:{' '.join(map(str, colour(k, palette)))}}}" for k in range(REWARD_STEPS))
-
-    shades = "\n".join(f".g{k}{{--a:{opacity}}}" for k, opacity in enumerate(SHADES))
-    return f"{shades}\n{mode(LIGHT[0])}\n@media (prefers-color-scheme: dark){{\n{mode(DARK[0])}\n}}"
-
-
 PARTS_STYLE = f"""\
 dl{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(14.5rem,100%),1fr));gap:1rem 1.75rem;margin:0 0 1rem;
 padding:1rem 1.25rem;background:var(--card);border:1px solid var(--line);border-radius:.5rem}}
@@ -265,13 +248,10 @@ dd{{margin:.25rem 0 0;line-height:1.45}}
 .text{{margin:0;padding-top:.75rem;border-top:1px solid var(--line);white-space:pre-wrap;overflow-wrap:anywhere;tab-size:4;
 font:.875rem/1.75 {MONO}}}"""
 
-_STYLE = """\
-small,.about,.count,nav,dd,li{color:var(--soft);font-size:.875rem;font-weight:400}
-.about{margin:.25rem 0 1.25rem}
-.about b,li b{color:var(--ink);font-weight:600}
-nav a{padding:0 .25rem}
+CARDS_STYLE = """\
+small,.count,li{color:var(--soft);font-size:.875rem;font-weight:400}
+li b{color:var(--ink);font-weight:600}
 code{white-space:nowrap}
-section{margin-top:1.25rem}
 .count{margin:.75rem 0 .5rem}
 .cards{display:grid;grid-auto-flow:column;grid-auto-columns:min(22rem,86vw);justify-content:start;gap:1rem;
 overflow-x:auto;padding:2px 2px 3rem}
@@ -289,3 +269,11 @@ font-size:.75rem;line-height:1.6;white-space:pre;pointer-events:none}
 .text .t:hover::before,.text .t:focus::before{content:"reward " attr(data-r) "   gate " attr(data-g) "\\a" \
 "adds " attr(data-a) "   id " attr(data-i)}
 .cards:focus-visible{outline:2px solid var(--link)}"""
+
+
+_STYLE = """\
+.about,nav,dd{color:var(--soft);font-size:.875rem;font-weight:400}
+.about{margin:.25rem 0 1.25rem}
+.about b{color:var(--ink);font-weight:600}
+nav a{padding:0 .25rem}
+section{margin-top:1.25rem}"""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-Ended = Literal["all", "probability", "gain", "budget", "interrupted", "failed"]
+Ended = Literal["all", "probability", "gain", "budget", "interrupted", "failed", "cancelled"]
 PRIOR = 2.0  # what the other questions' candidates weigh, in candidates, in the guess of a question's next one
 QUANTILES = 65  # by which these are known where they are many, so that a wave of thousands of questions is planned at once
 FEW = 32  # other candidates: with fewer, a next one may as well be anything, or a lone question would end with its first wave
@@ -17,11 +17,16 @@ ANYTHING = tuple((i + 0.5) / 16 for i in range(16))
 
 @dataclass(frozen=True)
 class Sampled:
-    """What is known of a question: the probabilities of its finished candidates, how many were begun, and their tokens."""
+    """What is known of a question: the probabilities of its finished candidates, how many were begun, and their tokens.
+
+    ``n`` is its own number of candidates, if not the plan's; ``cancelled`` that nobody wants it to be answered any more.
+    """
 
     probabilities: Sequence[float]
     begun: int
     tokens: int
+    n: int | None = None
+    cancelled: bool = False
 
 
 def expected_gain(own: Sequence[float], others: Sequence[float], more: int) -> float:
@@ -43,7 +48,7 @@ def expected_gain(own: Sequence[float], others: Sequence[float], more: int) -> f
 
 @dataclass(frozen=True)
 class Plan:
-    """How candidates are handed out: at most ``n`` a question, ``wave`` at a time.
+    """How candidates are handed out: at most ``n`` a question, unless it has a number of its own, ``wave`` at a time.
 
     Without ``stop_at`` and ``budget`` all ``n`` come at once. With ``stop_at`` a question is done when its best candidate's
     probability of being right reaches it, or when another wave's :func:`expected_gain` is below ``min_gain``, for which the
@@ -75,19 +80,20 @@ class Plan:
 
     def next_wave(self, sampled: Sequence[Sampled]) -> tuple[list[int], list[Ended | None]]:
         """Return how many candidates each question gets now, and why those that get none have ended."""
-        first = min(self.wave, self.n) if self.in_waves else self.n
         counts: list[int] = [0] * len(sampled)
         ended: list[Ended | None] = [None] * len(sampled)
         worth: list[tuple[float, int]] = []
         seen = [p for one in sampled for p in one.probabilities]
         many = np.quantile(seen, np.linspace(0, 1, QUANTILES)).tolist() if len(seen) > 4 * QUANTILES else None
         for i, one in enumerate(sampled):
-            size = min(first, self.n - one.begun)
+            size = min(self.wave, self._room(one)) if self.in_waves else self._room(one)
             others = many or [p for j, other in enumerate(sampled) if j != i for p in other.probabilities]
             if len(others) < FEW:
                 others = [*others, *ANYTHING]
             gain = expected_gain(one.probabilities, others, size) if one.begun and size else 1.0
-            if size == 0:
+            if one.cancelled:
+                ended[i] = "cancelled"
+            elif size == 0:
                 ended[i] = "all"
             elif self.stop_at is not None and max(one.probabilities, default=0.0) >= self.stop_at:
                 ended[i] = "probability"
@@ -100,6 +106,9 @@ class Plan:
         self._spend(counts, ended, worth, sampled)
         return counts, ended
 
+    def _room(self, one: Sampled) -> int:
+        return (self.n if one.n is None else one.n) - one.begun
+
     def _spend(
         self, counts: list[int], ended: list[Ended | None], worth: list[tuple[float, int]], sampled: Sequence[Sampled]
     ) -> None:
@@ -107,7 +116,7 @@ class Plan:
         left = float(self.budget or 0) - sum(one.tokens for one in sampled)
         for _, i in sorted(worth):
             cost = sampled[i].tokens / sampled[i].begun
-            size = min(self.wave, self.n - sampled[i].begun, int(left / max(cost, 1e-9)))
+            size = min(self.wave, self._room(sampled[i]), int(left / max(cost, 1e-9)))
             if size < 1:
                 ended[i] = "budget"
                 continue

@@ -24,14 +24,17 @@ class FakeApi:
 
     def __init__(self):
         self.next, self.usual, self.busy_s = deque(), answer(), 0.0
-        self.requests, self.headers, self.times = [], [], []
+        self.requests, self.headers, self.times, self.paths, self.bodies = [], [], [], [], []
         self.now = self.most = 0
         self.lock = threading.Lock()
-        self.url, self.models = "", None  # what it lists
+        self.url, self.models, self.listed, self.looks = "", None, 200, 0  # what it lists, with which status, how often
 
     def take(self, handler):
-        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        request = json.loads(body)
         with self.lock:
+            self.paths.append(handler.path)
+            self.bodies.append(body)
             self.requests.append(request)
             self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             self.times.append(time.monotonic())
@@ -57,7 +60,8 @@ def fake_api():
             api.take(self)
 
         def do_GET(self):
-            send(self, 404 if api.models is None else 200, json.dumps({"data": api.models}).encode())
+            api.looks += 1
+            send(self, 404 if api.models is None else api.listed, json.dumps({"data": api.models}).encode())
 
         def log_message(self, *_):
             pass
@@ -75,9 +79,9 @@ def fake_api():
         server.server_close()
 
 
-def send(handler, status, body, headers=None, length=None):
+def send(handler, status, body, headers=None, length=None, kind="application/json"):
     handler.send_response(status)
-    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Type", kind)
     handler.send_header("Content-Length", str(len(body) if length is None else length))
     for name, value in (headers or {}).items():
         handler.send_header(name, value)
@@ -92,9 +96,9 @@ def status(code, words="it broke", **headers):
     return lambda handler, request: send(handler, code, body, named)
 
 
-def raw(text):
+def raw(text, kind="application/json"):
     """A reply of status 200 with any body."""
-    return lambda handler, request: send(handler, 200, text.encode())
+    return lambda handler, request: send(handler, 200, text.encode(), kind=kind)
 
 
 def cut(handler, request):
@@ -103,6 +107,13 @@ def cut(handler, request):
     send(handler, 200, body[: len(body) // 2], length=len(body))
     handler.wfile.flush()
     handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def kept(handler, request):
+    """A reply after which the connection stays open for another request."""
+    handler.protocol_version = "HTTP/1.1"
+    answer()(handler, request)
+    handler.close_connection = False
 
 
 def slow(seconds):
@@ -122,6 +133,47 @@ def dripping(handler, request):
         handler.wfile.write(b" ")
         handler.wfile.flush()
         time.sleep(0.05)
+
+
+def streamed(*pieces, cut_off=False, gap_s=0.0):
+    """A stream of events in these pieces of text, chunked; ``cut_off`` ends the connection where more is to come."""
+
+    def told(handler, request):
+        handler.protocol_version, handler.close_connection = "HTTP/1.1", True
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for piece in pieces:
+            data = piece.encode()
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            handler.wfile.flush()
+            time.sleep(gap_s)
+        if cut_off:
+            handler.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            handler.wfile.write(b"0\r\n\r\n")
+
+    return told
+
+
+class Left:
+    """A reply that never comes, or after its ``first`` events never goes on; ``event`` is set when the client is gone."""
+
+    def __init__(self, first=None):
+        self.begun, self.event, self.first = threading.Event(), threading.Event(), first
+
+    def __call__(self, handler, request):
+        if self.first is not None:
+            handler.send_response(200)
+            handler.send_header("Content-Type", "text/event-stream")
+            handler.end_headers()
+            handler.wfile.write(self.first.encode())
+            handler.wfile.flush()
+        self.begun.set()
+        handler.connection.settimeout(10)
+        if handler.connection.recv(1) == b"":
+            self.event.set()
 
 
 def choices(*made):
@@ -149,21 +201,36 @@ def choice(index, pieces, logprobs=None, top=(), text=None, reason="stop", **cha
     return {"index": index, "message": message, "logprobs": {"content": entries}, "finish_reason": reason, **changed}
 
 
+def text_choice(made, legacy=True):
+    """The same choice as of a text completion: with OpenAI's legacy lists, or, as llama.cpp has it, a chat's."""
+    entries = made["logprobs"]["content"]
+    lists = {
+        "tokens": [one["token"] for one in entries], "token_logprobs": [one["logprob"] for one in entries],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in one["top_logprobs"]} for one in entries],
+        "text_offset": [0] * len(entries),
+    }  # fmt: skip
+    rest = {key: value for key, value in made.items() if key != "message"}
+    return {**rest, "text": made["message"]["content"], "logprobs": lists if legacy else made["logprobs"]}
+
+
 def drawn(request, index):
-    """The choice that this server draws: a function of the messages, the seed and the index."""
-    draw = random.Random(repr((request["messages"], request.get("seed"), index)))
+    """The choice that this server draws: a function of the prompt, the seed and the index."""
+    draw = random.Random(repr((request.get("messages", request.get("prompt")), request.get("seed"), index)))
     pieces = [*(f"{draw.randrange(10)} + " for _ in range(draw.randrange(1, 4))), "= ", str(draw.randrange(3))]
     pieces = pieces[: request.get("max_tokens") or len(pieces)]
     values = [round(-draw.random() * 3, 4) for _ in pieces]
-    top = [round(-0.7 * (i + 1), 4) for i in range(request.get("top_logprobs") or 0)]
+    wanted = request.get("top_logprobs") if "messages" in request else request.get("logprobs")
+    top = [round(-0.7 * (i + 1), 4) for i in range(wanted or 0)]
     return choice(index, pieces, values, top)
 
 
-def answer(most=128, **changed):
+def answer(most=128, legacy=True, **changed):
     """Answer with up to ``most`` choices; ``changed`` keys of each choice."""
 
     def told(handler, request):
         made = [{**drawn(request, i), **changed} for i in range(min(most, request.get("n") or 1))]
+        if "messages" not in request:
+            made = [text_choice(one, legacy) for one in made]
         send(handler, 200, json.dumps(completion(made)).encode())
 
     return told

@@ -10,7 +10,8 @@ from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWar
 from transformers.cache_utils import DynamicLayer
 
 from swift_rm import score
-from swift_rm.decoding import Limits, PromptBatch
+from swift_rm.decoded import Limits
+from swift_rm.decoding import PromptBatch
 from swift_rm.running import RunningRewards
 
 OFTEN = list(range(2, 14))  # so many ends of sequence that rows end at different steps

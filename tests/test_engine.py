@@ -250,21 +250,19 @@ def test_watchers_see_every_wave(llama, tokenizer):
 
 
 def test_stop_strings_of_the_model_and_of_the_call(llama, tokenizer, monkeypatch):
-    asked_for = []
+    def check(stop, **settings):
+        _, asked = answer(make_engine(llama, tokenizer, **settings, **FREE))
+        for one in (candidate for each in asked for candidate in each.candidates):
+            texts = [tokenizer.decode(one.token_ids[:end]) for end in range(1, len(one.token_ids) + 1)]
+            assert not any(stop in text for text in texts[:-1])
+            assert one.finish_reason == ("stop" if stop in texts[-1] else "length")
+        assert {c.finish_reason for one in asked for c in one.candidates} == {"stop", "length"}
 
-    class Stops:
-        def __init__(self, tokenizer, strings):
-            asked_for.append(strings)
-
-        def __call__(self, input_ids, scores, **kwargs):
-            return torch.full((len(input_ids),), input_ids.shape[1] == 4 + 3)
-
-    monkeypatch.setattr("transformers.StopStringCriteria", Stops)
-    answer(make_engine(llama, tokenizer, stop_strings=["a"], **FREE))
-    monkeypatch.setattr(llama.generation_config, "stop_strings", ["b"])
-    _, asked = answer(make_engine(llama, tokenizer, **FREE))
-    assert asked_for == [["a"], ["b"]]
-    assert {(c.finish_reason, len(c.token_ids)) for one in asked for c in one.candidates} == {("stop", 3)}
+    check("7", stop_strings=["7"])
+    _, asked = answer(make_engine(llama, tokenizer, stop_strings=[], **FREE))
+    assert {c.finish_reason for one in asked for c in one.candidates} == {"length"}
+    monkeypatch.setattr(llama.generation_config, "stop_strings", "wait ")
+    check("wait ")
 
 
 def test_candidates_that_are_unfinished_when_the_budget_is_spent_are_dropped(llama, tokenizer):

@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n
-from swift_rm.decoding import Step
+from swift_rm.decoded import Step
 from swift_rm.live import LiveTable, final_table
 from swift_rm.pruning import Confidence, Halving
 from swift_rm.ranking import BestOfN, Candidate

@@ -166,3 +166,14 @@ def test_the_benchmark_of_sources_prints_its_figures():
     assert figures["sources"]["logits"]["parameters"] == 2 * 40 + 2
     assert set(figures["sources"]["majority"]) == {"best_of_16"}
     assert {"logits-hidden", "top_20-mean_logprob", "top_20-deepconf_lowest"} <= set(figures["paired"])
+
+
+@pytest.mark.servers
+def test_the_gateway_benchmark_prints_its_figures():
+    figures = json.loads(run(ROOT / "benchmarks/gateway.py", "--quick", "--json"))
+    assert figures["requests"] > 0 == figures["lost"] == figures["mixed"] == figures["over_limit_other"]
+    assert figures["mixed_if_swapped"] > 0.9 * figures["requests"], "a mix-up would be noticed"
+    assert 0 < figures["rejected_429"] <= figures["burst"] - figures["queue"]
+    assert figures["throughput_share_of_engine"] > 0 and figures["direct_ms"] > 0 and "added_latency_ms" in figures
+    plain, shrunk = (figures["suffixes"][name]["tokens_per_request"] for name in ("tiny-reasoner", "swift-shrunk-16"))
+    assert 8 * plain < shrunk < 32 * plain

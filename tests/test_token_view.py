@@ -10,19 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from swift_rm.page import POLICY, visible
-from swift_rm.token_view import (
-    DARK,
-    GATE_STEPS,
-    LIGHT,
-    REWARD_STEPS,
-    SHADES,
-    CandidateView,
-    PageView,
-    QuestionView,
-    TokenView,
-    colour,
-    render_page,
-)
+from swift_rm.token_palette import DARK, GATE_STEPS, LIGHT, REWARD_STEPS, SHADES, colour
+from swift_rm.token_view import CandidateView, PageView, QuestionView, TokenView, render_page
 
 HOSTILE = [
     "<script>document.title='hacked'</script>",
@@ -60,7 +49,7 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attributes)))
         if "data-i" in dict(attributes):
             self.tokens.append([dict(attributes), ""])
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):

@@ -148,19 +148,8 @@ class ApiBestOfN:
         if not any(answer.logprobs.chosen for answer in answers):
             one.reason = one.reason or "the responses are empty"
             return None
-        rewards = rewards_of(self.rm, answers)
-        candidates = [
-            self._candidate(answer, reward, probability)
-            for answer, reward, probability in zip(answers, rewards, self.rm.probability(rewards).tolist(), strict=True)
-        ]
+        candidates = candidates_of(self.rm, answers, self.answer)
         return ranked(one.prompt, candidates, self.rule, sum(answer.tokens for answer in answers), 0, ended)
-
-    def _candidate(self, answer: Answered, reward: float, probability: float) -> Candidate:
-        tokens = answer.logprobs.chosen
-        if not math.isfinite(reward):
-            return Candidate(answer.text, [], math.nan, math.nan, math.nan, "not_finite", None, "region_empty")
-        mean = sum(tokens) / len(tokens)
-        return Candidate(answer.text, [], reward, probability, mean, answer.finish_reason, self.answer(answer.text), None)
 
 
 def check_reads(rm: SwiftRewardModel, model: str, any_model: bool = False) -> None:
@@ -190,6 +179,22 @@ def rewards_of(rm: SwiftRewardModel, answers: Sequence[Answered]) -> list[float]
     with torch.inference_mode():
         found = iter(rm(features.to(weight), offsets.to(weight.device)).tolist())
     return [float(next(found)) if answer.logprobs.chosen else math.nan for answer in answers]
+
+
+def candidates_of(
+    rm: SwiftRewardModel, answers: Sequence[Answered], find: Callable[[str], str | None] = find_answer
+) -> list[Candidate]:
+    """Return responses with their rewards; one without a token has none, and is never chosen."""
+    rewards = rewards_of(rm, answers)
+    found = []
+    for answer, reward, probability in zip(answers, rewards, rm.probability(rewards).tolist(), strict=True):
+        tokens = answer.logprobs.chosen
+        if math.isfinite(reward):
+            mean = sum(tokens) / len(tokens)
+            found.append(Candidate(answer.text, [], reward, probability, mean, answer.finish_reason, find(answer.text), None))
+        else:
+            found.append(Candidate(answer.text, [], math.nan, math.nan, math.nan, "not_finite", None, "region_empty"))
+    return found
 
 
 def _check_rule(rule: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from swift_rm.api.keys import ApiKey, host_of, without_secrets
+from swift_rm.api.keys import ApiKey, check_address
 
 LARGEST_REPLY, LARGEST_ERROR = 2**30, 2**20  # bytes, unpacked: half a million tokens with 20 alternatives each
 
@@ -24,10 +24,8 @@ def open_client(base_url: str | None, key: ApiKey, timeout_s: float, retries: in
         from openai import DefaultHttpxClient, OpenAI
     except ImportError as error:
         raise ImportError('an endpoint is asked with the openai package: pip install "swift-rm[api]"') from error
-    if base_url is not None and not host_of(base_url):
-        raise ValueError(f"the endpoint {without_secrets(base_url)!r} is no address with a host, of http or https")
-    if base_url is not None and key.wholly_in(without_secrets(base_url)):
-        raise ValueError(f"the endpoint's address holds the key of {key.name}, and is shown in messages")
+    if base_url is not None:
+        check_address(base_url, key)
 
     def bound(response: Any) -> None:
         unpacked, most = response.iter_bytes, LARGEST_REPLY if response.status_code < 300 else LARGEST_ERROR

@@ -73,9 +73,7 @@ class Endpoint:
         self.timeout_s, self.retries, self.concurrency, self.longest_wait_s = timeout_s, retries, concurrency, longest_wait_s
         self.usage = Usage()
         self._not_before = 0.0  # of time.monotonic
-        host = host_of(str(self._client.base_url)) or ""
-        newer = host == "api.openai.com" or NEWER_LIMIT in self.extra_body  # others may not know it, or that alone
-        self._limit_name = NEWER_LIMIT if newer else "max_tokens"
+        self._limit_name = NEWER_LIMIT if NEWER_LIMIT in self.extra_body else limit_name(str(self._client.base_url))
         self._models = {model}  # names under which the model that was asked for answers
 
     def ask(
@@ -159,6 +157,11 @@ class Endpoint:
         elif not any(self.model == one.get("id") or self.model in _texts(one.get("aliases")) for one in models):
             raise Hopeless(f"{self.where} has no model {self.model!r}: it answers with {shown!r}; name the one it has (--model)")
         self._models.add(told)
+
+
+def limit_name(address: str) -> str:
+    """Return what chat completions at an address call the limit of new tokens: the newer name is not known everywhere."""
+    return NEWER_LIMIT if host_of(address) == "api.openai.com" else "max_tokens"
 
 
 def _texts(value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from urllib.parse import urlsplit
 
@@ -71,3 +72,19 @@ def host_of(url: str) -> str | None:
         return parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
     except ValueError:  # brackets that do not match, a port beyond 65535
         return None
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine, reached from nowhere else."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_address(url: str, key: ApiKey) -> None:
+    """Raise ValueError unless an address has a host, of http or https, and the key is in no part of it that is shown."""
+    if not host_of(url):
+        raise ValueError(f"the endpoint {without_secrets(url)!r} is no address with a host, of http or https")
+    if key.wholly_in(without_secrets(url)):
+        raise ValueError(f"the endpoint's address holds the key of {key.name}, and is shown in messages")

@@ -22,13 +22,15 @@ THOUGHTS = ("reasoning_content", "reasoning")  # where servers put what they tak
 class Answered:
     """One response: its text, its tokens' log-probabilities, why it ended, and how many tokens were generated for it.
 
-    The log-probabilities are those of the tokens that make up the text; the end token is not among them.
+    The log-probabilities are those of the tokens that make up the text; the end token is not among them. ``pieces`` are
+    these tokens' texts.
     """
 
     text: str
     logprobs: TokenLogprobs
     finish_reason: Literal["stop", "length"]
     tokens: int
+    pieces: tuple[str, ...] = ()
 
 
 def read_reply(body: Any, count: int, alternatives: int) -> list[Answered]:
@@ -73,7 +75,8 @@ def _read_choice(choice: Any, alternatives: int) -> Answered:
         logprobs.alternatives(alternatives)
     except ValueError as error:
         raise Unusable(f"of a reply, {error}") from None
-    return Answered(text, logprobs, "length" if reason == "length" else "stop", max(len(entries), 1))
+    pieces = tuple(str(entry.get("token", "")) for entry in read)
+    return Answered(text, logprobs, "length" if reason == "length" else "stop", max(len(entries), 1), pieces)
 
 
 def _entries(choice: Mapping[str, Any], nothing: bool) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from swift_rm.reward_model import SwiftRewardModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from swift_rm.decoding import Decoded
+    from swift_rm.decoded import Decoded
 
 Scorer = Literal["policy", "frozen"]
 SCORERS = ("policy", "frozen")
