@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.encoding import check_vocabulary, encode_prompt
+from swift_rm.encoding import encode_prompts, vocabulary_size
 from swift_rm.engine import Asked, Engine, Watch
 from swift_rm.generation import sampling_settings, seed_for
 from swift_rm.identity import check_base_model
@@ -16,8 +16,7 @@ from swift_rm.pruning import Prune, get_prune
 from swift_rm.ranking import BestOfN
 from swift_rm.results import External, decode_text, result_of
 from swift_rm.rollouts import Prompt
-from swift_rm.selection import DEFAULT_RULE, EXTERNAL_RULES
-from swift_rm.selection import select as select_candidate
+from swift_rm.selection import DEFAULT_RULE, check_rule
 from swift_rm.tasks.answers import find_answer
 from swift_rm.waves import Plan
 
@@ -71,15 +70,10 @@ def best_of_n(
     if n < 1 or batch_size < 1:
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     plan = Plan(n, max(1, n // 8) if wave is None else wave, stop_at, budget, min_gain)
-    if (select in EXTERNAL_RULES) != (external is not None):
-        raise ValueError(
-            f"select={select!r} and external={'a function' if external else None}: the rules {' and '.join(EXTERNAL_RULES)} "
-            "fuse with an external reward, and no other does"
-        )
-    select_candidate(select, [0.0], [None], [0.0])  # an unknown rule is refused before anything is sampled
+    check_rule(select, external is not None)
     check_base_model(rm.config, model, tokenizer)
     rule = get_prune(prune, rm)
-    encoded = _encode(model, tokenizer, prompts, chat_template_kwargs)
+    encoded = encode_prompts(tokenizer, prompts, chat_template_kwargs, vocabulary_size(model))
     settings = sampling_settings(model, max(map(len, encoded)), n, max_new_tokens, generation_kwargs)
     engine = Engine(model, tokenizer, rm, settings, plan, rule)
     size = len(prompts) if budget is not None else batch_size  # a budget is shared out among all
@@ -103,20 +97,3 @@ def best_of_n(
                 warnings.warn(f"stopped by Ctrl-C: {len(results)} of {len(prompts)} questions have an answer", stacklevel=2)
                 break
     return results
-
-
-def _encode(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Any],
-    chat_template_kwargs: Mapping[str, Any] | None,
-) -> list[list[int]]:
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError("prompts must be a list of at least one prompt")
-    encoded = [encode_prompt(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
-    empty = [i for i, ids in enumerate(encoded) if not ids]
-    if empty:
-        raise ValueError(f"prompt {empty[0]} is empty")
-    for i, ids in enumerate(encoded):
-        check_vocabulary(model, ids, f"prompt {i}")
-    return encoded

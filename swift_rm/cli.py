@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from swift_rm._version import __version__
 from swift_rm.arguments import (
     BANK_HELP,
-    MODEL_HELP,
     REGION_HELP,
     REWARD_HELP,
     add_api,
     add_layers,
-    add_loading,
     add_model,
     add_ray,
     add_sampling,
@@ -31,6 +29,7 @@ from swift_rm.arguments import (
     command,
     path,
 )
+from swift_rm.engine_commands import add_checks
 from swift_rm.hipo_arguments import add_hipo
 from swift_rm.serve_arguments import add_serve
 
@@ -216,9 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--seed", type=int, default=0)
     probe.add_argument("--skip-bad-lines", action="store_true", help="count invalid lines instead of stopping")
 
-    check = command(commands, "check-model", "check that this model's hidden states are captured exactly")
-    check.add_argument("model", help=MODEL_HELP)
-    add_loading(check)
+    add_checks(commands)
 
     published = command(commands, "import-published", "turn a checkpoint of the paper's code into a reward model")
     published.add_argument("checkpoint", help="the .pt file")

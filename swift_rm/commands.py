@@ -133,6 +133,13 @@ def check_model(args: Namespace) -> Result:
     return Result(text, [asdict(row) for row in rows], ok=all(row.passed for row in rows))
 
 
+def check_engine(args: Namespace) -> Result:
+    """Compare an inference engine's states and rewards with transformers'."""
+    from swift_rm.engine_commands import check_engine as run_check
+
+    return run_check(args)
+
+
 def import_published(args: Namespace) -> Result:
     """Turn a published checkpoint into a reward model folder."""
     from swift_rm.reward_model import SwiftRewardModel

@@ -64,12 +64,16 @@ def check_ids(model: PreTrainedModel, prompt_ids: Sequence[int], response_ids: S
         raise ValueError(f"{name} is empty: it has no token to score")
     if limit and length > limit:
         raise ValueError(f"{name} and its prompt have {length} tokens, but the model's context is {limit}")
-    check_vocabulary(model, [*prompt_ids, *response_ids], name)
+    check_vocabulary(vocabulary_size(model), [*prompt_ids, *response_ids], name)
 
 
-def check_vocabulary(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
-    """Raise ValueError for a token id that the model does not have."""
-    size = model.config.get_text_config().vocab_size
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return how many token ids a model has."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def check_vocabulary(size: int, ids: Sequence[int], name: str) -> None:
+    """Raise ValueError for a token id that a model with ``size`` of them does not have."""
     strange = max(ids) if max(ids) >= size else min(ids)
     if not 0 <= strange < size:
         raise ValueError(f"{name} holds the token id {strange}, but the model has ids 0 to {size - 1}: is it another's?")
@@ -91,6 +95,23 @@ def encode_prompt(
     extra = dict(chat_template_kwargs or {})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **extra)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompts: Sequence[Any],
+    chat_template_kwargs: Mapping[str, Any] | None,
+    vocabulary: int,
+) -> list[list[int]]:
+    """Return the token ids of prompts that a model with so many ids is to answer; raise ValueError for none, and empty ones."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError("prompts must be a list of at least one prompt")
+    encoded = [encode_prompt(tokenizer, prompt, chat_template_kwargs) for prompt in prompts]
+    for i, ids in enumerate(encoded):
+        if not ids:
+            raise ValueError(f"prompt {i} is empty")
+        check_vocabulary(vocabulary, ids, f"prompt {i}")
+    return encoded
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase | None, response: Response) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from swift_rm_kernels import gated_pool, gated_pool_heads
+from swift_rm_kernels import gated_pool, gated_pool_heads, pool_heads
 from swift_rm_kernels.reference import States
 from torch import Tensor, nn
 
@@ -66,6 +66,13 @@ class GatedHead(nn.Module):
             return gated_pool(features, self.weight, self.bias, offsets)[:, None]
         rows = len(self.bias) // self.heads
         return gated_pool_heads(features, self.weight.view(self.heads, rows, -1), self.bias.view(self.heads, rows), offsets)
+
+    def pool(self, scores: Tensor, offsets: Tensor) -> Tensor:
+        """Compute the rewards ``[B]`` from what ``gated_step`` said of each token, ``[T, rows]``; NaN of no token."""
+        each = scores.view(len(scores), self.heads, 2 if self.gate else 1)
+        z = each[..., 0] if self.gate else torch.zeros_like(each[..., 0])
+        rewards = self.combine(pool_heads(z, each[..., -1], offsets))
+        return rewards.masked_fill(offsets.diff() == 0, torch.nan)
 
     def combine(self, rewards: Tensor) -> Tensor:
         """Return the reward ``[...]`` of what the heads give, ``[..., M]``."""

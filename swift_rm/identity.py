@@ -56,23 +56,34 @@ def check_base_model(config: SwiftConfig, model: PreTrainedModel, tokenizer: Pre
     Hidden size (or the number of output logits, by the source), number of layers, vocabulary and chat template are compared,
     and names where both are Hub ids (a folder's name says nothing). What the configuration does not record cannot be checked.
     """
-    shape, name = model_shape(model), model_identity(model)["id"]
+    shape = model_shape(model)
+    logits = output_width(model) if config.source != "hidden" else None
+    known = fingerprint(tokenizer) if config.fingerprint and tokenizer is not None else None
+    check_base(config, model_identity(model)["id"], shape.hidden_size, shape.layers, logits, known)
+
+
+def check_base(
+    config: SwiftConfig, name: str, hidden_size: int, layers: int, logits: int | None = None, known: str | None = None
+) -> None:
+    """Raise ValueError as ``check_base_model``, for a model of which only these figures are at hand.
+
+    ``known`` is the fingerprint of its vocabulary and chat template.
+    """
     trained_on = f"the reward model was trained on {config.base_model or 'an unnamed model'}"
-    if config.source == "hidden" and shape.hidden_size != config.hidden_size:
+    if config.source == "hidden" and hidden_size != config.hidden_size:
         raise ValueError(
             f"expected hidden states of width {config.hidden_size} ({trained_on}, layers {config.layers}), "
-            f"but {name} has hidden size {shape.hidden_size}"
+            f"but {name} has hidden size {hidden_size}"
         )
-    logits = output_width(model) if config.source != "hidden" else None
     if config.source == "logits" and logits != config.hidden_size:
         raise ValueError(f"expected {config.hidden_size} output logits ({trained_on}), but {name} has {logits}")
-    if config.base_layers is not None and shape.layers != config.base_layers:
-        raise ValueError(f"{trained_on} with {config.base_layers} layers, but {name} has {shape.layers}")
-    config.for_base(shape.layers)
-    if config.fingerprint and tokenizer is not None and fingerprint(tokenizer) != config.fingerprint:
+    if config.base_layers is not None and layers != config.base_layers:
+        raise ValueError(f"{trained_on} with {config.base_layers} layers, but {name} has {layers}")
+    config.for_base(layers)
+    if config.fingerprint and known is not None and known != config.fingerprint:
         raise ValueError(
             f"{trained_on}, whose vocabulary and chat template have fingerprint {config.fingerprint}, "
-            f"but those of {name} have {fingerprint(tokenizer)}"
+            f"but those of {name} have {known}"
         )
     if _hub_id(config.base_model) and _hub_id(name) and config.base_model != name:
         raise ValueError(f"{trained_on}, but this is {name}")

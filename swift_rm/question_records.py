@@ -58,7 +58,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
 
 def encode_question(name: str, record: Mapping[str, Any], model: Any, tokenizer: Any, args: Namespace) -> Question:
     """Turn a record into what the model reads; raise ValueError that names the question if it cannot read it."""
-    from swift_rm.encoding import check_vocabulary, encode_prompt
+    from swift_rm.encoding import check_vocabulary, encode_prompt, vocabulary_size
 
     prompt, ids = record.get("prompt"), record.get("prompt_ids")
     if prompt is None and isinstance(text := record.get("question"), str):
@@ -66,5 +66,5 @@ def encode_question(name: str, record: Mapping[str, Any], model: Any, tokenizer:
     ids = encode_prompt(tokenizer, ids or prompt or "", args.chat_template_kwargs)
     if not ids:
         raise ValueError(f"the prompt of question {name!r} is empty")
-    check_vocabulary(model, ids, f"the prompt of question {name!r}")
+    check_vocabulary(vocabulary_size(model), ids, f"the prompt of question {name!r}")
     return Question(name, prompt, ids)

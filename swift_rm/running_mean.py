@@ -38,8 +38,8 @@ class RunningMean:
     def _keep(self, running: Tensor) -> None:
         self._running, self._of_heads = running, running.unbind(0)  # here once: a decoded token has little time
 
-    def add(self, states: Sequence[Tensor], active: Tensor, scores: Tensor | None = None) -> None:
-        """Add a token to the rows that are ``active [rows]``; ``scores`` of ``new_scores`` receives each head's z and r."""
+    def add(self, states: Sequence[Tensor], active: Tensor | None, scores: Tensor | None = None) -> None:
+        """Add a token to the rows that are ``active [rows]`` (None: all); ``scores`` of ``new_scores`` gets each head's z, r."""
         for number, ((weight, bias), running) in enumerate(zip(self._heads, self._of_heads, strict=True)):
             gated_step(states, weight, bias, running, active, scores=None if scores is None else scores[number])
 

@@ -155,6 +155,17 @@ def fuse_scale(rewards: Scores, external: Scores) -> list[float]:
     return [float(value) for value in fused]
 
 
+def check_rule(rule: str, external: bool) -> None:
+    """Raise ValueError for an unknown rule, and for one that needs external rewards where there are none, or the reverse."""
+    if rule not in RULES:
+        raise ValueError(f"unknown selection rule {rule!r}; the rules are {', '.join(RULES)}")
+    if (rule in EXTERNAL_RULES) != external:
+        raise ValueError(
+            f"select={rule!r} and external={'a function' if external else None}: the rules {' and '.join(EXTERNAL_RULES)} "
+            "fuse with an external reward, and no other does"
+        )
+
+
 def select(rule: str, rewards: Scores, answers: Answers, external: Scores | None = None) -> Selection:
     """Choose one candidate by the rule's name, one of ``RULES``.
 

@@ -4,6 +4,7 @@ from swift_rm_kernels.gated_pool import gated_pool
 from swift_rm_kernels.gated_pool_heads import gated_pool_heads, head_scores, pool_heads
 from swift_rm_kernels.gated_step import gated_step
 from swift_rm_kernels.reference import gated_pool_reference, gated_step_reference, new_running, running_rewards
+from swift_rm_kernels.token_scores import token_scores
 
 __all__ = [
     "gated_pool",
@@ -15,4 +16,5 @@ __all__ = [
     "new_running",
     "pool_heads",
     "running_rewards",
+    "token_scores",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from swift_rm.encoding import check_vocabulary, encode_prompt
+from swift_rm.encoding import check_vocabulary, encode_prompt, vocabulary_size
 from swift_rm.gateway.asking import Asking
 from swift_rm.gateway.errors import refused
 from swift_rm.generation import DEFAULT_NEW_TOKENS
@@ -61,7 +61,7 @@ class Prompts:
         if not ids:
             raise refused("the prompt is empty", param)
         try:
-            check_vocabulary(self._model, ids, "the prompt")
+            check_vocabulary(vocabulary_size(self._model), ids, "the prompt")
         except ValueError as error:
             raise refused(str(error), param) from None
         return Read(ids, self._room(len(ids), asking.max_tokens, param))
