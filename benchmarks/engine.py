@@ -88,7 +88,7 @@ def random_llama(quick: bool) -> tuple[Any, Any, SwiftRewardModel]:
 class NoRewards:
     """Stand in for ``RunningRewards`` in the same loop without scoring: no hooks, no rewards."""
 
-    due = None
+    due = length = None
 
     def __init__(self) -> None:
         self.tap: Any = nullcontext()
@@ -103,11 +103,14 @@ class NoRewards:
     def latest(self) -> None:
         """Return nothing to go on from."""
 
-    def resume(self, states: None, rows: torch.Tensor) -> None:
+    def resume(self, states: None, rows: torch.Tensor, length: None) -> None:
         """Note how many rows begin."""
         self._rows = len(rows)
 
     def count(self, tokens: torch.Tensor, active: torch.Tensor) -> None:
+        """Do nothing."""
+
+    def verify(self) -> None:
         """Do nothing."""
 
     def select(self, rows: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from transformers.utils.generic import ModelOutput
 
 from swift_rm.cache_rows import rows_like
 from swift_rm.decoded import Decoded, Limits
-from swift_rm.decoding import PromptBatch, processors_of
+from swift_rm.decoding import PromptBatch
 from swift_rm.generate_settings import refuse_other_decoding
 from swift_rm.identity import check_base_model
 from swift_rm.pruning import Prune, get_prune
@@ -22,6 +22,7 @@ from swift_rm.running import RunningRewards
 from swift_rm.selection import EXTERNAL_RULES
 from swift_rm.selection import select as choose
 from swift_rm.tasks.answers import find_answer
+from swift_rm.transformers_internals import pads_with, processors_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -131,9 +132,8 @@ def _order(candidate: Decoded) -> tuple[bool, bool, float]:
 
 
 def _sequences(prompts: Tensor, chosen: Sequence[Decoded], config: GenerationConfig) -> Tensor:
-    pad = getattr(config, "_pad_token_tensor", None)
     width = max(len(candidate.token_ids) for candidate in chosen)
-    out = torch.full((len(chosen), prompts.shape[1] + width), 0 if pad is None else int(pad), device=prompts.device)
+    out = torch.full((len(chosen), prompts.shape[1] + width), pads_with(config), device=prompts.device)
     for row, candidate in enumerate(chosen):
         out[row, : prompts.shape[1]] = prompts[candidate.prompt]
         end = prompts.shape[1] + len(candidate.token_ids)

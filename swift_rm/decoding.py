@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,20 @@ from torch import Tensor
 
 from swift_rm.cache_rows import closed_up, keep_rows, refuse_cache, rows_like, take_rows
 from swift_rm.decoded import Decoded, Decoding, FinishReason, Limits, Step
-from swift_rm.last_step import cache_is_full, next_inputs
 from swift_rm.running import RunningRewards
+from swift_rm.transformers_internals import (
+    bound_to_rows,
+    cache_is_full,
+    cache_of,
+    limits_length,
+    next_arguments,
+    next_inputs,
+    prefill,
+    processors_of,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
-
-# Processors that remember their rows from one step to the next, or number them: rows leave the batch here.
-_ROW_BOUND = ("UnbatchedClassifierFreeGuidance", "PrefixConstrained", "SynthIDText", "EncoderRepetition", "EncoderNoRepeat")
-_LIMITS = ("MaxLengthCriteria", "MaxTimeCriteria")
 
 
 class PromptBatch:
@@ -44,8 +48,8 @@ class PromptBatch:
     ) -> None:
         processors: list[object] = logits_processor if isinstance(logits_processor, list) else []
         for processor in processors:
-            name = type(processor).__name__
-            if name.startswith(_ROW_BOUND):
+            if bound_to_rows(processor):
+                name = type(processor).__name__
                 raise ValueError(f"{name} remembers which row is which, and rows leave the batch here: leave its setting out")
         self.model, self.running, self.ids = model, running, input_ids
         self.numbers = range(len(input_ids)) if numbers is None else numbers
@@ -54,13 +58,12 @@ class PromptBatch:
         running.ended_by([] if ends is None else torch.as_tensor(ends).reshape(-1).tolist())
         running.begin()
         with running.tap:
-            outputs = model._prefill(input_ids, generation_config, model_kwargs)  # type: ignore[operator]
-        self.kwargs: dict[str, Any] = model._update_model_kwargs_for_generation(outputs, model_kwargs)  # type: ignore[operator]
-        self.kwargs.pop("past_key_values", None)  # `generate` makes one also for a model that never fills it
-        self.cache = getattr(outputs, "past_key_values", None)
+            outputs = prefill(model, input_ids, generation_config, model_kwargs)
+        self.kwargs = next_arguments(model, outputs, model_kwargs)
+        self.cache = cache_of(outputs)  # `generate` makes one also for a model that never fills it
         refuse_cache(self.cache)
         self.logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
-        self.states = running.latest()
+        self.states, self.length = running.latest(), running.length
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,7 +105,7 @@ class Rows:
         self._cache = take_rows(source.cache, start)
         self._kwargs = {name: rows_like(name, value, start, len(source)) for name, value in source.kwargs.items()}
         self._processors = processors_of(source.processors, start)
-        self._running.resume(source.states, start)
+        self._running.resume(source.states, start, source.length)
         self._logprob = torch.zeros(len(start), device=start.device)  # [rows]: sum over tokens
         self._prompts = list(prompts)  # of each candidate
         self._rows = list(range(len(prompts)))  # the candidate of each row
@@ -136,8 +139,8 @@ class Rows:
         full = len(self._ended) == len(self._rows) and cache_is_full(model, self._cache)
         inputs = next_inputs(model, self._ids, None if full else self._cache, self._kwargs)
         outputs = model(**inputs, return_dict=True)
-        self._kwargs = model._update_model_kwargs_for_generation(outputs, self._kwargs)  # type: ignore[operator]
-        self._cache = self._kwargs.pop("past_key_values", self._cache)
+        self._kwargs, after = next_arguments(model, outputs, self._kwargs), cache_of(outputs)
+        self._cache = self._cache if after is None else after
         self._logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=self._ids.device)
 
     def seen(self) -> Step:
@@ -168,7 +171,7 @@ class Rows:
         stop, length = torch.zeros_like(broken), torch.zeros_like(broken)
         for criterion in self._source.criteria:
             hits = criterion(self._ids, None)
-            if type(criterion).__name__ in _LIMITS:
+            if limits_length(criterion):
                 length = length | hits
             else:
                 stop = stop | hits
@@ -219,6 +222,7 @@ class Rows:
         """Let these candidates go, as finished for the reason told; the other rows close up."""
         if not reasons:
             return
+        self._running.verify()
         rewards, partial = self._running.rewards().tolist(), self._running.partial().tolist()
         flags, width = self._running.flags(), self._source.ids.shape[1]
         tokens, logprobs = self._ids[:, width:].tolist(), self._logprob.tolist()
@@ -246,17 +250,3 @@ class Rows:
         self._running.select(rows)
         if staying:
             keep_rows(self._cache, rows)
-
-
-def processors_of(processors: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the logits processors for these rows: the repetition penalty knows how long each row's padding is."""
-    if not isinstance(processors, list):
-        return processors
-    chosen = type(processors)()
-    for processor in processors:
-        padding = getattr(processor, "prompt_ignore_length", None)
-        if isinstance(padding, Tensor):
-            processor = copy.copy(processor)
-            processor.prompt_ignore_length = padding.index_select(0, rows.to(padding.device))
-        chosen.append(processor)
-    return chosen

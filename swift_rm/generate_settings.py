@@ -30,6 +30,12 @@ def end_tokens_of(model: PreTrainedModel, settings: Mapping[str, Any]) -> Tensor
 
 def refuse_other_decoding(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
     """Raise ValueError that names the setting unless rows are sampled, or decoded greedily, one independent of another."""
+    if reason := other_decoding(model, settings):
+        raise ValueError(reason)
+
+
+def other_decoding(model: PreTrainedModel, settings: Mapping[str, Any]) -> str | None:
+    """Say, with the setting, why rows are not sampled, or decoded greedily, one independent of another; None if they are."""
     told = {
         "num_beams": "beam search mixes the rows' pasts",
         "assistant_model": "assisted decoding takes back tokens that the model has read",
@@ -43,8 +49,7 @@ def refuse_other_decoding(model: PreTrainedModel, settings: Mapping[str, Any]) -
     for name, reason in told.items():
         value = setting(model, settings, name)
         if value not in (None, 1, 0, 0.0):
-            raise ValueError(
-                f"{name}={str(value)!r:.40} is not supported: {reason}; rewards need rows that are sampled one by one"
-            )
+            return f"{name}={str(value)!r:.40} is not supported: {reason}; rewards need rows that are sampled one by one"
     if setting(model, settings, "cache_implementation") == "paged":
-        raise ValueError("cache_implementation='paged' is continuous batching, which mixes the tokens of several requests")
+        return "cache_implementation='paged' is continuous batching, which mixes the tokens of several requests"
+    return None

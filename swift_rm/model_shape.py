@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-# State-space and recurrent models carry their past in these. They leave the embedding output out of `hidden_states` and
-# put the last block's raw output in, so that every layer index would mean something else.
-_OTHER_PASTS = {"cache_params", "state", "mems", "past_buckets_states"}
+from swift_rm.transformers_internals import other_past
 
 
 @dataclass(frozen=True)
@@ -84,10 +81,9 @@ def find_decoder(model: nn.Module) -> Decoder:
     # Where the blocks sit in a plain module (BERT's encoder), the model around it may yet apply the final norm.
     models = [end for end, module in enumerate(path, start=1) if hasattr(module, "base_model_prefix")]
     path = path[: models[-1]] if models else path
-    others = _OTHER_PASTS.intersection(inspect.signature(path[-1].forward).parameters)
-    if others:
+    if other := other_past(path[-1]):
         raise ValueError(
-            f"{name} keeps its past in {min(others)!r}, not past_key_values: such models number their hidden states "
+            f"{name} keeps its past in {other!r}, not in a cache of keys and values: such models number their hidden states "
             "differently and are not supported"
         )
     blocks = model.get_submodule(found[0])

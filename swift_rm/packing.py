@@ -16,6 +16,7 @@ from swift_rm.evaluating import evaluating
 from swift_rm.logits_tap import open_tap, output_width
 from swift_rm.logprob_features import response_features
 from swift_rm.logprobs import logprobs_of
+from swift_rm.step_order import out_of_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,7 +127,9 @@ def _read_batch(
             extra["logits_to_keep"] = 1 if source == "hidden" else _kept(batch)
         model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **extra)
         states = tap.states
-    seen = states[layers[0]].shape[1]  # of output logits perhaps the last tokens' only
+    rows, seen = states[layers[0]].shape[:2]  # of output logits perhaps the last tokens' only
+    if rows != len(batch) or seen not in ({width} if source == "hidden" else {width, _kept(batch)}):
+        raise out_of_step("the teacher-forced pass", f"states of {[rows, seen]} rows and tokens came of {[len(batch), width]}")
     picked = torch.cat([place + row * seen - (width - seen) for row, place in enumerate(places)])
     offsets = torch.tensor([0, *map(len, places)]).cumsum(0)
     if top is None:

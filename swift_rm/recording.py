@@ -15,6 +15,7 @@ from swift_rm.last_step import LastStep
 from swift_rm.logits_tap import open_tap
 from swift_rm.packing import packed_states
 from swift_rm.region import Region
+from swift_rm.step_order import StepOrder
 from swift_rm.tap import States
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class StateRecorder:
     row is kept, then one a step: ``steps x rows x D`` numbers in all, padding after a row's end included until
     :meth:`packed`. For position ``"token"`` :meth:`finish` makes the one forward call more that shows the state at the
     last token, which `generate` never feeds back. One call of `generate` a recorder. Raises what ``HiddenStateTap`` does
-    for a model whose states cannot be read.
+    for a model whose states cannot be read, and RuntimeError where forward calls and tokens do not come in turn.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class StateRecorder:
         self.recording = Recording(tuple(layers), tuple(positions), source)
         self._device = model.device
         self._tap = open_tap(model, source, self.recording.layers, keep=False, on_forward=self._see)
+        self._order = StepOrder("StateRecorder", self._tap)
         self._last_step = LastStep(model) if "token" in self.recording.positions else None
         self._steps: list[list[Tensor]] = []  # a step: per layer [rows, 1, d]
         self._latest: list[Tensor] | None = None  # of the latest forward call, until its token is chosen
-        self._chosen = 0
 
     def __enter__(self) -> StateRecorder:
         """Attach the hooks."""
@@ -103,11 +104,10 @@ class StateRecorder:
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
         """Keep the states of which the last of ``input_ids [rows, seq]`` were chosen, as a stopping criterion that stops none."""
-        if self._latest is None:
-            raise RuntimeError("tokens were chosen by a forward call that the hooks did not see (a compiled one?)")
-        if self._chosen >= self.recording.rows(1).start:
+        self._order.chosen(input_ids[:, -1])
+        if self._latest is not None and self._order.steps > self.recording.rows(1).start:
             self._steps.append(self._latest)
-        self._latest, self._chosen = None, self._chosen + 1
+        self._latest = None
         if self._last_step is not None:
             self._last_step.input_ids = input_ids
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -120,9 +120,13 @@ class StateRecorder:
         """
         self._latest = None
         if self._last_step is None or not any(going):
+            self._order.close()
             return
         rows = torch.tensor(going).nonzero().flatten() if sum(going) <= len(going) // 2 else None  # few are worth cutting out
+        if rows is not None and self._last_step.cuts_rows():
+            self._order.select(rows)
         self._last_step.run(rows=rows)
+        self._order.close()
         if self._latest is None:
             raise RuntimeError("the forward call on the last tokens was not seen by the hooks")
         if rows is not None and len(self._latest[0]) == len(rows):
@@ -164,7 +168,8 @@ class StateRecorder:
         return states, offsets.to(self._device)
 
     def _see(self, states: States) -> None:
-        self._latest = [_owned(states[layer][:, -1:]) for layer in self.recording.layers]
+        if self._order.forward():
+            self._latest = [_owned(states[layer][:, -1:]) for layer in self.recording.layers]
 
 
 def _owned(state: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from swift_rm.region import Flag, MarkerWatch
 from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.running_logprobs import RunningLogprobs
 from swift_rm.running_mean import RunningMean
+from swift_rm.step_order import StepOrder
 from swift_rm.tap import States
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class RunningRewards:
     a head.
     ``guide`` is a second reward model, of the same states, whose rewards :meth:`partial` gives instead: one that was
     trained to judge unfinished responses, say. With ``keep_tokens`` every token's scores are kept as well.
+
+    Raises RuntimeError where forward calls and tokens do not come in turn, or the tokens that are fed are not those that
+    were chosen; of the latter :meth:`close` and :meth:`verify` tell.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class RunningRewards:
         top = rm.config.top_logprobs
         self._logprobs = RunningLogprobs(model, top) if top is not None else None
         self.tap = open_tap(model, rm.config.source, rm.config.layers, keep=False, on_forward=self._see)
+        self._order = StepOrder("the streaming reward", self.tap)
         self.begin()
 
     def ended_by(self, ends: Iterable[int]) -> None:
@@ -60,6 +65,7 @@ class RunningRewards:
 
     def begin(self) -> None:
         """Forget everything: the next forward call is that of new prompts."""
+        self._order.begin()
         self._start(0)
         self._started = False
         self._states: list[Tensor] | None = None  # [rows, 1, d] a layer: of which the next tokens are chosen
@@ -77,8 +83,7 @@ class RunningRewards:
 
     def count(self, tokens: Tensor, active: Tensor) -> None:
         """Take the chosen tokens ``[rows]``; those of rows that are not ``active [rows]`` are padding."""
-        if self.due is not None or (self._states is None and self.config.position == "generating"):
-            raise RuntimeError("tokens were chosen by a forward call that the hooks did not see (a compiled one?)")
+        self._order.chosen(tokens)
         if not self._started:
             self._start(len(tokens))
         if self._watch is not None:
@@ -97,13 +102,31 @@ class RunningRewards:
         """Return the latest forward call's last states, if they choose a token that is not counted yet, for ``resume``."""
         return self._states
 
-    def resume(self, states: Sequence[Tensor] | None, rows: Tensor) -> None:
-        """Begin new responses to prompts that were read before: for each of ``rows``, one to the prompt of that number."""
+    @property
+    def length(self) -> int | None:
+        """The tokens of each row that the model has read, padding included, for ``resume``; None before any."""
+        return self._order.length
+
+    def resume(self, states: Sequence[Tensor] | None, rows: Tensor, length: int | None = None) -> None:
+        """Begin new responses to prompts that were read before: for each of ``rows``, one to the prompt of that number.
+
+        With the ``length`` to which the prompts had been read it is made sure that the steps go on from there.
+        """
         self.begin()
+        self._order.resume(length)
         self._states = None if states is None else _select(states, rows)
+
+    def verify(self) -> None:
+        """Raise RuntimeError if a row was fed a token that was not the one chosen for it; this waits for the device."""
+        self._order.verify()
+
+    def close(self) -> None:
+        """End the generation: forward calls from here on are not its own."""
+        self._order.close()
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows ``[kept]``, in this order; one may be kept several times."""
+        self._order.select(rows)
         self._states = None if self._states is None else _select(self._states, rows)
         for name in ("due", "_in_region"):
             value = getattr(self, name)
@@ -159,6 +182,8 @@ class RunningRewards:
         return waiting + kept + (self._logprobs.row_bytes() if self._logprobs is not None else 0)
 
     def _see(self, states: States) -> None:
+        if not self._order.forward():
+            return
         last = [states[layer] for layer in self.config.layers]
         if last[0].shape[1] > 1:  # a prompt: of which the last state chooses the first token, and the others may go
             last = [state[:, -1:].clone() for state in last]

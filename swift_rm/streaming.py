@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from swift_rm.generate_listeners import Generate, Listening
 from swift_rm.generate_settings import end_tokens_of, refuse_other_decoding, setting
 from swift_rm.head import TokenScores
 from swift_rm.identity import check_base_model
 from swift_rm.last_step import LastStep
 from swift_rm.region import Flag
 from swift_rm.running import RunningRewards
+from swift_rm.step_order import out_of_step
+from swift_rm.transformers_internals import given_cache, undoes_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +55,8 @@ class StreamingReward:
         self._ends: Tensor | None = None
         self._others: list[Callable[..., Tensor]] = []
         self._active: Tensor | None = None  # [rows]: whose response has not ended
+        self._counted: Tensor | None = None  # [rows, seq]: prompts and tokens, up to the last one counted
+        self._listening: Listening | None = None
 
     @property
     def rewards(self) -> Tensor:
@@ -88,22 +91,14 @@ class StreamingReward:
     def __enter__(self) -> StreamingReward:
         """Attach the hooks and listen to the model's `generate`."""
         self._running.tap.__enter__()
-        original: Callable[..., Any] = self._model.generate  # type: ignore[assignment]
-
-        @wraps(original)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            return self._generate(original, args, kwargs)
-
-        self._own_generate = vars(self._model).get("generate")
-        self._model.generate = generate  # type: ignore[assignment,method-assign,unused-ignore]
+        self._listening = Listening(self._model, self._generate)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         """Leave the model as it was found."""
-        if self._own_generate is None:
-            vars(self._model).pop("generate", None)
-        else:
-            self._model.generate = self._own_generate
+        if self._listening is not None:
+            self._listening.stop()
+            self._listening = None
         self._running.tap.__exit__(kind, *details)
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
@@ -112,7 +107,7 @@ class StreamingReward:
             raise RuntimeError("a StreamingReward counts inside its with block, in the model's own generate")
         if self._active is None:
             self._active = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        chosen = input_ids[:, -1]
+        chosen, self._counted = input_ids[:, -1], input_ids
         self._running.count(chosen, self._active)
         done = torch.zeros_like(self._active)
         for criterion in self._others:
@@ -122,11 +117,8 @@ class StreamingReward:
             self._last_step.input_ids = input_ids
         return done
 
-    def _generate(self, generate: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _generate(self, generate: Generate, args: Sequence[Any], settings: dict[str, Any]) -> Any:
         """Run `generate` with this stream among its stopping criteria; the others are asked by the stream."""
-        names = [one.name for one in signature(generate).parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
-        settings = {**dict(zip(names, args, strict=False)), **kwargs}
-        args = args[len(names) :]
         refuse_other_decoding(self._model, settings)
         self._others = [one for one in settings.pop("stopping_criteria", None) or [] if one is not self]
         strings = setting(self._model, settings, "stop_strings")
@@ -140,20 +132,41 @@ class StreamingReward:
                 settings["stop_strings"] = None  # asked here, and not once more by `generate`
         self._ends = end_tokens_of(self._model, settings)
         self._running.ended_by(self._ends.tolist())
-        self._active = None
+        self._active = self._counted = None
         self._running.begin()
         self._running.tap.clear()  # a call may start anywhere: within the cache of another one, too
         try:
             if self._last_step is None:
-                return generate(*args, stopping_criteria=[self], **settings)
+                out = generate(*args, stopping_criteria=[self], **settings)
+                self._check(out, settings)
+                return out
             with self._last_step:
                 out = generate(*args, stopping_criteria=[self], **settings)
-            held = settings.get("past_key_values") is not None or setting(self._model, settings, "return_dict_in_generate")
+            self._check(out, settings)
+            held = given_cache(settings) is not None or setting(self._model, settings, "return_dict_in_generate")
             due = self._running.due
             self._last_step.run(due is not None and bool(due.any()), copy_cache=bool(held))
             return out
+        except BaseException:
+            self._active = None  # what was counted of a call that failed is no reward
+            raise
         finally:
-            self._ends, self._others = None, []
+            self._ends, self._others, self._counted = None, [], None
+            self._running.close()
+
+    def _check(self, out: Any, settings: dict[str, Any]) -> None:
+        """Raise RuntimeError unless the tokens that were counted are those that came out."""
+        sequences, counted = getattr(out, "sequences", out), self._counted
+        if not isinstance(sequences, Tensor):
+            raise out_of_step("StreamingReward", f"generate returned a {type(sequences).__name__} without token ids")
+        if counted is None:
+            raise out_of_step("StreamingReward", f"tokens {list(sequences.shape)} came out, and none of them was counted")
+        extra = counted.shape[1] - sequences.shape[1]
+        if len(counted) != len(sequences) or extra not in ((0, 1) if undoes_steps(sequences.device, settings) else (0,)):
+            seen = f"tokens {list(counted.shape)} were counted, prompts included, and {list(sequences.shape)} came out"
+            raise out_of_step("StreamingReward", seen)
+        if not torch.equal(counted[:, : sequences.shape[1]], sequences.to(counted.device)):
+            raise out_of_step("StreamingReward", "the tokens that came out are not those that were counted")
 
     def _require_started(self) -> None:
         if self._active is None:

@@ -8,7 +8,8 @@ dtype, and in the autograd graph if there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -17,11 +18,27 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from swift_rm import tap_refusals
+from swift_rm.fed_tokens import FedTokens
+from swift_rm.generate_listeners import Generate, Listening
+from swift_rm.generate_settings import other_decoding
 from swift_rm.model_shape import ModelShape, find_decoder, model_shape
+from swift_rm.step_order import out_of_step
+from swift_rm.tested_versions import check_transformers
+from swift_rm.transformers_internals import find_cache, generates_its_own_way, runs_generate, undoes_steps
 
 __all__ = ["HiddenStateTap", "ModelShape", "States", "model_shape"]
 
 States = dict[int, Tensor]  # {layer: [batch, tokens, d]}
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """One forward call: tokens in its cache before it, new tokens a row, rows, and ``ids [rows, new]`` (None: not seen)."""
+
+    past: int
+    new: int
+    rows: int
+    ids: Tensor | None
 
 
 class HiddenStateTap:
@@ -29,13 +46,15 @@ class HiddenStateTap:
 
     ``layers`` are transformers' indices, counted from the end if negative; results are keyed by the layer as asked for.
     A call with no cache, or an empty one, starts a sequence and drops the one before; calls that continue it, as the
-    steps of ``generate`` do, are joined to it. ``on_forward`` gets each call's own states as soon as it is done; with
-    ``keep=False`` nothing is stored.
+    steps of ``generate`` do, are joined to it. ``on_forward`` gets each call's own states as soon as it is done, and
+    :attr:`call` says what that call was; with ``keep=False`` nothing is stored.
 
     What cannot be read rightly raises: a compiled model, steps the hooks did not see, a cache cut back (assisted
-    decoding), ``generate_batch``. If ``generate`` has no cache, each step is a call on the whole sequence. In beam
-    search a row is a beam of that step, as in transformers' own tuple. On Apple's mps, ``generate`` may run one step
-    more than it returns. Give the tap the model that you call, not a part of it.
+    decoding), ``generate_batch``. When a ``generate`` that samples row by row, or greedily, returns, the tokens that the
+    model was fed are held against those that came out: RuntimeError if a state belongs to no token, or to another. If
+    ``generate`` has no cache, each step is a call on the whole sequence. In beam search a row is a beam of that step, as in
+    transformers' own tuple. On Apple's mps, ``generate`` may run one step more than it returns. Give the tap the model that
+    you call, not a part of it.
 
     Raises ValueError for a layer the model does not have, or a model that cannot be read.
     """
@@ -56,6 +75,8 @@ class HiddenStateTap:
         self._wanted = sorted(set(self._index.values()))
         self._keep, self._on_forward = keep, on_forward
         self._handles: list[RemovableHandle] = []
+        self._listening: Listening | None = None
+        self._looks_outside = False  # whether the modules around the decoder have hooks that note its token ids
         self.clear()
 
     def clear(self) -> None:
@@ -64,6 +85,9 @@ class HiddenStateTap:
         self._last: States | None = None
         self._seen: States | None = None  # during a call: its states by index 0..L
         self._past = 0  # tokens in the cache when that call began
+        self._ids: dict[int, Tensor | None] = {}  # what modules on the way to the blocks were called with
+        self._fed, self._fresh = FedTokens(), True  # whether the next call is the first of its sequence, or of `generate`
+        self.call: ForwardCall | None = None  # the latest one
         self._expected: int | None = None  # tokens in the cache when the next one begins, if it continues the sequence
         self._failure: str | None = None
 
@@ -94,6 +118,7 @@ class HiddenStateTap:
         """Attach the hooks; raise RuntimeError if they are attached already or the model is compiled."""
         if self._handles:
             raise RuntimeError("this HiddenStateTap is attached already: leave its with block first")
+        check_transformers()
         reason = tap_refusals.compiled_model(self._decoder)
         if reason:
             raise RuntimeError(reason)
@@ -120,14 +145,47 @@ class HiddenStateTap:
             elif index < len(blocks):
                 handles.append(blocks[index - 1].register_forward_hook(partial(self._block_output, index)))
         handles.append(owner.register_forward_hook(self._end))
+        self._listening = Listening(runs_generate(self._decoder.path), self._around_generate, innermost=True)
 
     def _detach(self) -> None:
         while self._handles:
             self._handles.pop().remove()
-        self._seen = None
+        if self._listening is not None:
+            self._listening.stop()
+            self._listening = None  # it holds this tap, whose states are to go with it
+        self._seen, self._looks_outside = None, False
+
+    def _around_generate(self, generate: Generate, args: Sequence[Any], settings: dict[str, Any]) -> Any:
+        """Run `generate`, and hold what came out against what the model was fed, where rows go on one by one."""
+        model: Any = runs_generate(self._decoder.path)
+        if generates_its_own_way(model) or other_decoding(model, settings):
+            return generate(*args, **settings)
+        self._fed, self._fresh = FedTokens(), True
+        out = generate(*args, **settings)
+        sequences = getattr(out, "sequences", out)
+        if isinstance(sequences, Tensor) and sequences.dim() == 2 and not sequences.is_floating_point():
+            extra = undoes_steps(sequences.device, settings)
+            reason = self._fed.contradiction(sequences, _prompt_width(settings), extra)
+            if reason:
+                self._fail(str(out_of_step(type(self).__name__, reason)))
+        return out
+
+    def _note_ids(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._ids[place] = _ids_among(args, kwargs)
+
+    def _look_for_ids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the ids of this call; where it has none, being given embeddings, look for them further out from now on."""
+        owner = len(self._decoder.path) - 1
+        self._ids[owner] = _ids_among(args, kwargs)
+        if self._ids[owner] is None and not self._looks_outside:
+            self._looks_outside = True
+            for place, module in enumerate(self._decoder.path[:-1]):
+                note = partial(self._note_ids, place)
+                self._handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = next((item for item in (kwargs.get("past_key_values"), *args) if hasattr(item, "get_seq_length")), None)
+        self._look_for_ids(args, kwargs)
+        cache = find_cache((*kwargs.values(), *args))
         first = self._expected is None
         reason = self._unreadable(cache, kwargs) if first else None
         self._past = 0 if reason or cache is None else int(cache.get_seq_length())
@@ -170,8 +228,21 @@ class HiddenStateTap:
             self._fail(f"the model ran without showing layer {missing[0]} to its hook: those hidden states are lost")
         step = {layer: self._seen[index] for layer, index in self._index.items()}
         self._seen = None
-        self._expected = self._past + step[self.layers[0]].shape[1]
+        rows, new = step[self.layers[0]].shape[:2]
+        self._expected = self._past + new
+        self._count(rows, new)
         self._take(step)
+
+    def _count(self, rows: int, new: int) -> None:
+        """Take note of a forward call's tokens: by the ids of the module nearest to the blocks that was given any."""
+        told = (self._ids.get(place) for place in reversed(range(len(self._decoder.path))))
+        ids = next((ids for ids in told if ids is not None and ids.shape == (rows, new)), None)
+        self._ids = {}
+        if self._past == 0 or self._fresh:
+            self._fed.begin(self._past)
+        self._fresh = False
+        self._fed.add(ids, rows)
+        self.call = ForwardCall(self._past, new, rows, ids)
 
     def _take(self, step: States) -> None:
         """Keep one forward call's states, and hand them on."""
@@ -192,3 +263,17 @@ class HiddenStateTap:
             missing = "no forward call of the model was seen to its end: make it inside the with block"
             raise RuntimeError(missing if self._keep else "with keep=False nothing is stored: use on_forward")
         return self._last
+
+
+def _ids_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the token ids ``[rows, new]`` that a module is called with, or None."""
+    told = kwargs.get("input_ids", args[0] if args else None)
+    return told if isinstance(told, Tensor) and told.dim() == 2 and not told.is_floating_point() else None
+
+
+def _prompt_width(settings: Mapping[str, Any]) -> int | None:
+    """Return how many tokens of the prompt `generate` returns, if that can be told from what it was given."""
+    for name in ("inputs", "input_ids"):
+        if isinstance(settings.get(name), Tensor):
+            return int(settings[name].shape[1])
+    return 0 if settings.get("inputs_embeds") is not None else None

@@ -8,9 +8,7 @@ from typing import Any
 from torch import nn
 
 from swift_rm.model_shape import Decoder
-
-# What continuous batching hands to a model: the rows of several requests, packed, and no word of which is whose.
-_PACKED = ("read_index", "write_index", "block_table")
+from swift_rm.transformers_internals import compiles_steps, packs_requests
 
 
 def compiled_model(decoder: Decoder) -> str | None:
@@ -30,8 +28,7 @@ def compiled_model(decoder: Decoder) -> str | None:
 
 def packed_call(decoder: Decoder, arguments: Mapping[str, Any]) -> str | None:
     """Say that a forward call is one of continuous batching."""
-    implementation = getattr(getattr(decoder.owner, "config", None), "_attn_implementation", None) or ""
-    if implementation.startswith("paged|") or any(arguments.get(name) is not None for name in _PACKED):
+    if packs_requests(decoder.owner, arguments):
         return "generate_batch packs the tokens of several requests without saying which are whose: use generate"
     return None
 
@@ -41,8 +38,7 @@ def compiled_steps(decoder: Decoder, cache: Any) -> str | None:
 
     It leaves its compiled call on the model before the prompt's forward call, which is never compiled: time to stop it.
     """
-    compiled = any(vars(module).get("_compiled_call") is not None for module in decoder.path)
-    if compiled and getattr(cache, "is_compileable", False) and type(cache).__name__ != "DynamicCache":
+    if compiles_steps(decoder.path, cache):
         return (
             f"generate compiles its steps for a {type(cache).__name__}, and hooks are lost there: use the default "
             "cache, or pass disable_compile=True to a model that has never been compiled"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import older_than
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from swift_rm import BestOfNDecoding, SwiftConfig, SwiftRewardModel
@@ -118,6 +119,7 @@ def test_bad_input_is_told(loaded, settings, error, message):
         from_folder(loaded, **settings)
 
 
+@pytest.mark.skipif(older_than("5.12"), reason="transformers trusts every folder of this machine before 5.12")
 def test_nothing_runs_without_trust(loaded):
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         generate(loaded, str(FOLDER), reward_model=TINY_REWARD, trust_remote_code=False)

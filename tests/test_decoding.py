@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_streaming import batch, make_rm
 from test_tap import hooks
-from tiny_models import ARCHITECTURES, VOCAB, tiny_model
+from tiny_models import ARCHITECTURES, VOCAB, older_than, tiny_model
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer
 
@@ -80,8 +80,10 @@ def test_sampled_candidates_have_the_rewards_that_score_gives(architecture):
 @pytest.mark.parametrize("position", ["generating", "token"])
 @pytest.mark.parametrize("architecture", STATIC)
 def test_static_caches_and_windows_shorter_than_the_text(architecture, position):
+    if architecture in ("lfm2", "jamba", "qwen3_next") and older_than("5.14"):
+        pytest.skip("transformers' own generate makes no static cache for models with linear attention before 5.14")
     model, rm = tiny_model(architecture), make_rm(32, (1, 2), position=position)
-    decoding = read(model, rm, cache_implementation="static").decode([0, 1, 2] * 3)
+    decoding = read(model, rm, cache_implementation="static").decode([0, 1, 2] * 8)  # so many that one is long, whatever the seed
     assert any(one.finish_reason == "length" for one in decoding.candidates), "the cache should be filled"
     check_rewards(model, rm, decoding.candidates)
 

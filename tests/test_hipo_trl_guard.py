@@ -1,51 +1,27 @@
 """HiPOTrainer overrides methods that TRL does not promise to keep: when they change, somebody has to look."""
 
-import hashlib
 import importlib
 import importlib.metadata
 import inspect
 
 import pytest
 
+from swift_rm import tested_versions
 from swift_rm.hipo import trl_range
+from swift_rm.hipo.trl_range import METHODS, digest
+from swift_rm.tested_versions import UntestedVersion
 
 pytest.importorskip("trl")
 
-KNOWN = {  # of trl 1.16.0
-    "_calculate_rewards": "8ffa0c7ca9307c40",
-    "_generate_and_score_completions": "8ad618f3882bc520",
-    "_generate": "428bb9b5cd77ca6a",
-    "_tokenize_prompts": "c5df2fec534b862d",
-    "_compute_loss": "765e782ef258696a",
-    "_prepare_inputs": "d8617f874014c408",
-    "_get_train_sampler": "77de8ae531b5b0c4",
-}
-LOOK = {
-    "_calculate_rewards": "does it still return the rewards of all processes, [N, functions], in their order?",
-    "_generate_and_score_completions": 'is output["advantages"] what the loss reads, and _logs["advantages"] what is shown?',
-    "_generate": "are rollout_func's further lists still columns of the reward functions?",
-    "_tokenize_prompts": "does it still return ids, images and further fields?",
-    "_compute_loss": "are advantages [B, T] still taken as they are?",
-    "_prepare_inputs": "is the batch still shuffled and split after the advantages are made?",
-    "_get_train_sampler": "are the responses to a question still next to each other over all processes?",
-}
 
-
-def digest(method):
-    """A hash of the code, its comments and layout aside."""
-    lines = (line.strip() for line in inspect.getsource(method).splitlines())
-    code = "\n".join(line for line in lines if line and not line.startswith("#"))
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
-
-
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_methods_of_trl_that_the_trainer_builds_on_are_those_it_was_written_for(name):
     from trl import GRPOTrainer
 
-    found = digest(getattr(GRPOTrainer, name))
+    found, (known, look) = digest(getattr(GRPOTrainer, name)), METHODS[name]
     version = importlib.metadata.version("trl")
-    assert found == KNOWN[name], (
-        f"GRPOTrainer.{name} of trl {version} is not the one that HiPOTrainer was written for: {LOOK[name]} "
+    assert found == known, (
+        f"GRPOTrainer.{name} of trl {version} is not the one that HiPOTrainer was written for: {look} "
         f"If all is well, record {found!r} here."
     )
 
@@ -71,11 +47,50 @@ def test_a_changed_line_is_noticed_and_a_comment_is_not(tmp_path, monkeypatch):
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("version", ["1.15.9", "1.17.0", "0.29.0", "2.0.0", "1.17.0.dev0", "main"])
-def test_other_versions_of_trl_are_refused_with_the_line_that_installs_one(monkeypatch, version):
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tested_versions, "_failed", {})
+
+
+NEWER = ["1.17.0", "2.0.0", "1.17.0.dev0", "main"]
+
+
+@pytest.mark.parametrize("version", ["1.15.9", "0.29.0", "1.16.0rc1"])
+def test_older_versions_of_trl_are_refused_with_the_line_that_installs_one(monkeypatch, version):
     monkeypatch.setattr(trl_range, "version", lambda name: version)
     with pytest.raises(ImportError, match=rf'trl>=1.16,<1.17, but trl {version} is installed: pip install "swift-rm\[rl\]"'):
         trl_range.check_trl()
+
+
+@pytest.mark.parametrize("version", NEWER)
+def test_a_newer_trl_whose_methods_are_others_is_refused(monkeypatch, version):
+    from trl import GRPOTrainer
+
+    def _prepare_inputs(self, inputs):
+        return inputs
+
+    monkeypatch.setattr(trl_range, "version", lambda name: version)
+    monkeypatch.setattr(GRPOTrainer, "_prepare_inputs", _prepare_inputs)
+    said = rf'trl {version} was never tested .*trl>=1.16,<1.17, whose GRPOTrainer._prepare_inputs has changed .*"swift-rm\[rl\]"'
+    with pytest.raises(UntestedVersion, match=said):
+        trl_range.check_trl()
+    monkeypatch.setenv("SWIFT_RM_UNTESTED", "1")
+    with pytest.warns(UserWarning, match="rewards may be wrong"):
+        trl_range.check_trl()
+
+
+@pytest.mark.parametrize("version", NEWER)
+def test_a_newer_trl_that_has_lost_a_method_is_refused_and_one_that_is_as_ever_is_taken(monkeypatch, version):
+    from trl import GRPOTrainer
+
+    monkeypatch.setattr(trl_range, "version", lambda name: version)
+    with monkeypatch.context() as patch:
+        patch.setattr("trl.GRPOTrainer", type("GRPOTrainer", (), {"_calculate_rewards": GRPOTrainer._calculate_rewards}))
+        with pytest.raises(UntestedVersion, match=r"GRPOTrainer._generate_and_score_completions is gone"):
+            trl_range.check_trl()
+    monkeypatch.setattr(tested_versions, "_failed", {})
+    trl_range.check_trl()
 
 
 @pytest.mark.parametrize("version", ["1.16.0", "1.16.3", "1.16.0.post1"])

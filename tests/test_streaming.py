@@ -24,7 +24,7 @@ STYLES = {
     "static cache": {**SAMPLED, "cache_implementation": "static"},
     "no cache": {**SAMPLED, "use_cache": False},
     "chunked prefill": {**SAMPLED, "prefill_chunk_size": 2},
-    "eos of the call": {**SAMPLED, "eos_token_id": [7, 11, 13, 17, 19]},
+    "eos of the call": {**SAMPLED, "num_return_sequences": 3, "eos_token_id": [7, 11, 13, 17, 19]},
     "penalties": {**SAMPLED, "repetition_penalty": 1.3, "min_new_tokens": 4},
 }
 
@@ -352,6 +352,7 @@ def test_embeddings_that_a_full_static_cache_cannot_hold_are_refused():
         model.generate(**settings, **SAMPLED)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="transformers' models do not compile with torch 2.6")
 @pytest.mark.parametrize(("part", "backend"), [("whole", "aot_eager"), ("decoder", "eager")])
 def test_a_model_compiled_inside_the_block(tokenizer, backend, part):
     torch._dynamo.reset()

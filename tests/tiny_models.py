@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 LAYERS, HIDDEN, VOCAB = 3, 32, 101
 
@@ -113,3 +115,8 @@ def tiny_model(name: str, seed: int = 0, **overrides: Any) -> Any:
     torch.manual_seed(seed)
     settings = {"vocab_size": VOCAB, **_SPECIAL, **config, **overrides}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+
+
+def older_than(release: str) -> bool:
+    """Tell whether the transformers that is installed is older than a release, for what older ones cannot do themselves."""
+    return Version(version("transformers")) < Version(release)
