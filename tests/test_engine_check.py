@@ -360,7 +360,7 @@ def test_without_vllm_or_with_another_version_it_says_what_to_install(capfd, mon
         code, out, error = run(capfd)
         assert (code, out) == (1, "")
         assert said in error
-        assert 'pip install "vllm>=0.32,<0.33"' in error
+        assert 'pip install "vllm>=0.32,<0.34"' in error
 
 
 def test_prompts_come_from_a_task_a_file_or_the_package(tmp_path, tokenizer):

@@ -488,6 +488,54 @@ def test_scores_that_are_not_all_there_are_no_reward(make):
         assert rewards_of(ask(app, {**BODY, "n": 1})) == [None]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_sample_out_of_step_has_no_reward_and_the_log_says_why(make, caplog, monkeypatch, stream):
+    """The worker's own reason, states missing, states too many, and the last token's state missing: each by name."""
+    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    caplog.set_level(logging.WARNING, LOG)
+    app = make("generating")
+    sampled = app.engine.sampled
+
+    def wrong(name, prompt, response):
+        sampled(name, prompt, response)
+        scores = app.engine.kept[name]
+        changed = {"0": scores, "1": "it skipped a step", "2": scores[:-1], "3": np.concatenate([scores] * 2)}
+        app.engine.kept[name] = changed[name[0]]
+
+    app.engine.sampled = wrong
+    app.finish = "length"
+    answer = ask(app, {**BODY, "stream": stream})
+    found = chunks(answer)[-1]["choices"] if stream else choices(answer)
+    assert [choice["reward"] is None for choice in found] == [False, True, True, True]
+    tokens = [len(response) for response in app.responses]
+    assert [record.getMessage().partition("reward: ")[2] for record in caplog.records] == [
+        "it skipped a step",
+        f"vLLM 0.33.0: its worker has scores of {tokens[2] - 1} of a sample's {tokens[2]} tokens",
+        f"vLLM 0.33.0: its worker has scores of {2 * tokens[3]} of a sample's {tokens[3]} tokens",
+    ]
+
+
+def test_a_last_token_without_a_state_is_told(make, caplog, monkeypatch):
+    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    caplog.set_level(logging.WARNING, LOG)
+    app = make("token")
+    sampled = app.engine.sampled
+    for kept, said in (
+        (None, "vLLM 0.33.0 computed no state at a sample's last token"),
+        ("it skipped a step", "it skipped a step"),
+    ):
+
+        def lost(name, prompt, response, kept=kept):
+            sampled(name, prompt, response)
+            if name.startswith("after-"):
+                app.engine.kept.pop(name)
+                app.engine.kept.update({} if kept is None else {name: kept})
+
+        app.engine.sampled = lost
+        assert rewards_of(ask(app, {**BODY, "n": 1})) == [None]
+        assert said in caplog.records[-1].getMessage()
+
+
 def test_states_that_are_not_finite_are_null_and_told(make):
     app = make("generating")
     for broken in (np.nan, np.inf):

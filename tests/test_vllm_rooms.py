@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,24 +22,14 @@ from swift_rm.integrations.vllm.requests import SampleSettings, new_tokens
 from swift_rm.integrations.vllm.rows import pick, rows_of, rows_of_v2, sample_names
 from swift_rm.integrations.vllm.sample import Sample, rewards_of, score_width
 from swift_rm.integrations.vllm.settings import additional_config, check_served_model, load_reward_models, refuse
-from swift_rm.integrations.vllm.version import check_version
 from swift_rm.pruning import Confidence
-
-
-@pytest.mark.parametrize(
-    ("found", "said"), [("0.31.9", "0.31.9 is installed"), ("0.33.0", "0.33.0"), ("dev", "dev"), ("1.0", "1.0")]
-)
-def test_other_versions_are_refused_in_one_sentence(found, said):
-    with pytest.raises(ImportError, match=r"need vLLM>=0\.32,<0\.33, but .*" + said) as error:
-        check_version(found)
-    assert 'pip install "vllm>=0.32,<0.33"' in str(error.value) and "\n" not in str(error.value)
-    assert check_version("0.32.0") == "0.32.0" and check_version("0.32.4+cpu") == "0.32.4+cpu"
+from swift_rm.tested_versions import TestedRange
 
 
 def test_the_adapter_without_vllm_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.PACKAGES", ("no-such-vllm",))
+    monkeypatch.setattr("swift_rm.integrations.vllm.version.KNOWN", (TestedRange("no-such-vllm", "0.32.0", "0.33.0"),))
     for name in ("VLLMBestOfN", "RewardWorker", "RewardMiddleware", "LogitsReward"):
-        with pytest.raises(ImportError, match=r'which is not installed: pip install "vllm>=0.32,<0.33"'):
+        with pytest.raises(ImportError, match=r'which is not installed: pip install "vllm>=0.32,<0.34"'):
             exec(f"from swift_rm.integrations.vllm import {name}")
     with pytest.raises(ImportError, match=r"cannot import name 'Nothing'"):
         exec("from swift_rm.integrations.vllm import Nothing")
@@ -108,6 +99,31 @@ def test_what_nobody_asks_for_is_forgotten_after_a_while():
     assert len(kept) == 3 and [len(found) for found in kept.read(list("abcdef"))] == [0, 0, 0, 1, 1, 1]
 
 
+def test_what_was_taken_does_not_push_out_what_was_not():
+    """A request that was asked for before it ended leaves nothing, and counts for nothing."""
+    kept = KeptScores(1, most_finished=3)
+
+    def sampled(name):
+        kept.add([name], np.array([0]), np.array([0]), torch.zeros(1, 1))
+
+    for name in "abc":  # nobody has asked for these yet
+        sampled(name)
+        kept.finish([name])
+    for number in range(50):
+        sampled(str(number))
+        kept.forget([str(number)])
+        kept.finish([str(number)])
+    assert [len(found) for found in kept.read(list("abc"))] == [1, 1, 1]
+    sampled("d")
+    kept.finish(["d"])
+    assert [len(found) for found in kept.read(list("abcd"))] == [0, 1, 1, 1]
+    kept.spoil("e", "why")
+    kept.spoil("e", "what came of it")
+    assert kept.faults(["a", "d", "e"]) == [None, None, "why"]
+    kept.forget(["e"])
+    assert kept.faults(["e"]) == [None]
+
+
 def random_model(**settings) -> SwiftRewardModel:
     torch.manual_seed(1)
     rm = SwiftRewardModel(SwiftConfig(8, (0, 1), **settings))
@@ -155,7 +171,8 @@ def vllm_config(**changes):
         worker_cls="vllm.v1.worker.cpu_worker.CPUWorker",
     )  # fmt: skip
     config = SimpleNamespace(
-        parallel_config=parallel, speculative_config=None, model_config=SimpleNamespace(runner_type="generate"),
+        parallel_config=parallel, speculative_config=None,
+        model_config=SimpleNamespace(runner_type="generate", is_diffusion=False),
         additional_config={}, cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
     )  # fmt: skip
     for name, value in changes.items():
@@ -172,7 +189,8 @@ def vllm_config(**changes):
         ({"distributed_executor_backend": "external_launcher"}, "external_launcher.*only rank 0 has rewards"),
         ({"cache_config": SimpleNamespace(kv_sharing_fast_prefill=True)}, "kv_sharing_fast_prefill leaves layers out"),
         ({"speculative_config": object()}, "speculative decoding is on"),
-        ({"model_config": SimpleNamespace(runner_type="pooling")}, "vLLM runs as 'pooling'"),
+        ({"model_config": SimpleNamespace(runner_type="pooling", is_diffusion=False)}, "vLLM runs as 'pooling'"),
+        ({"model_config": SimpleNamespace(runner_type="generate", is_diffusion=True)}, "a diffusion model writes its tokens"),
     ],
 )
 def test_settings_of_vllm_that_do_not_go_with_rewards(changes, said):
@@ -259,15 +277,54 @@ def test_settings_of_samples():
             SampleSettings(8, None, True, {name: 1})
 
 
-def test_fewer_scores_than_tokens_make_no_reward():
+def test_fewer_scores_than_tokens_make_no_reward(monkeypatch):
     """A reward of the tokens that have scores would look like one of the whole sample."""
     scores = np.ones((2, 2), np.float32).tobytes()
     llm = SimpleNamespace(llm_engine=None, collective_rpc=lambda method, args: [None, [scores] * len(args[0])])
     loop = EngineLoop(llm, 2)
     loop.read([whole := Sample("a", 0, [5, 6])])
     assert whole.whole and whole.scores.tolist() == [[1, 1], [1, 1]]
-    with pytest.raises(RuntimeError, match=r"scores of 2 of a sample's 3 tokens"):
+    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    with pytest.raises(RuntimeError, match=r"^vLLM 0.33.0: its worker has scores of 2 of a sample's 3 tokens"):
         loop.read([Sample("b", 0, [5, 6, 7])])
+    scores = "the worker's reason"
+    loop.llm = SimpleNamespace(collective_rpc=lambda method, args: [None, [scores] * len(args[0])])
+    with pytest.raises(RuntimeError, match=r"^the worker's reason$"):
+        loop.read([Sample("c", 0, [5])])
+
+
+def test_samples_that_vllm_does_not_return_are_missed(monkeypatch):
+    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+
+    class Engine:
+        renderer = SimpleNamespace(render_cmpl=list)
+
+        def __init__(self, indices):
+            self.indices, self.name = indices, None
+
+        def add_request(self, name, prompt, params):
+            self.name = name
+
+        def has_unfinished_requests(self):
+            return self.name is not None
+
+        def step(self):
+            outputs = [
+                SimpleNamespace(index=i, token_ids=[1], cumulative_logprob=None, finish_reason="stop") for i in self.indices
+            ]
+            done, self.name = SimpleNamespace(finished=True, request_id=self.name, outputs=outputs), None
+            return [done]
+
+    one = np.ones((1, 2), np.float32).tobytes()
+    for indices, said in (([0, 1], None), ([0], "returned 1 samples of a request for 2"), ([0, 0], "returned 2 samples of a")):
+        loop = EngineLoop(SimpleNamespace(llm_engine=Engine(indices), collective_rpc=lambda _, args: [[one] * len(args[0])]), 2)
+        monkeypatch.setattr(loop, "running", lambda names, n: nullcontext())
+        if said is None:
+            (group,) = loop.sample([[5]], 2, ["params"])
+            assert [sample.token_ids for sample in group] == [[1], [1]]
+        else:
+            with pytest.raises(RuntimeError, match=rf"^vLLM 0.33.0 {said}"):
+                loop.sample([[5]], 2, ["params"])
 
 
 class FakeLoop:

@@ -10,6 +10,7 @@ import json
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from swift_rm.encoding import encode_prompt
@@ -69,7 +70,8 @@ class FakeEngine:
         if self.fails is not None:
             raise self.fails
         await asyncio.sleep(0)
-        return [None, [self.kept.pop(name).tobytes() if name in self.kept else b"" for name in args[0]]]
+        found = [self.kept.pop(name, np.zeros((0, 1), np.float32)) for name in args[0]]
+        return [None, [one if isinstance(one, str) else one.tobytes() for one in found]]  # a sentence is why there are none
 
     async def generate(self, prompt, params, name):
         assert params == "one token" and prompt["type"] == "token"
@@ -87,6 +89,7 @@ class FakeApp:
 
     def __init__(self, engine, responses, lora=()):
         self.engine, self.responses, self.seen, self.headers, self.answer = engine, responses, [], {}, None
+        self.finish = "stop"  # why samples end
         models = SimpleNamespace(lora_requests=dict.fromkeys(lora))
         self.state = SimpleNamespace(engine_client=engine, openai_serving_models=models)
 
@@ -125,7 +128,9 @@ class FakeApp:
             text = self.engine.tokenizer.decode(response, skip_special_tokens=True)
             own = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             own_prompt = {} if chat else {"prompt_token_ids": prompt if ids else None}
-            choices.append({"index": index, **own, "finish_reason": "stop", "token_ids": response if ids else None, **own_prompt})
+            choices.append(
+                {"index": index, **own, "finish_reason": self.finish, "token_ids": response if ids else None, **own_prompt}
+            )
         head = {"id": request, "object": "chat.completion" if chat else "text_completion", "created": 7, "model": "m"}
         of_chat = {"prompt_token_ids": prompts[0] if ids else None} if chat else {}
         return head, {**head, "choices": choices, "usage": {"completion_tokens": 9}, **of_chat}
@@ -143,7 +148,7 @@ class FakeApp:
                     continue
                 text = self.engine.tokenizer.decode(ids)
                 one = {"index": choice["index"], **({"delta": {"content": text}} if chat else {"text": text}), "logprobs": None}
-                one["finish_reason"] = "stop" if start + 2 >= len(response) else None
+                one["finish_reason"] = self.finish if start + 2 >= len(response) else None
                 one["token_ids"] = ids if body.get("return_token_ids") else None
                 if not chat:
                     one["prompt_token_ids"] = choice["prompt_token_ids"] if start == 0 else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from swift_rm.integrations.vllm.last_tokens import Prompts
 from swift_rm.integrations.vllm.reward_request import RewardRequest
-from swift_rm.integrations.vllm.sample import Sample
+from swift_rm.integrations.vllm.sample import FINISH, Sample
 from swift_rm.selection import select
 from swift_rm.tasks.answers import find_answer
 
@@ -26,7 +26,10 @@ async def with_rewards(body: bytes, request: RewardRequest, rewards: Rewards) ->
     reply["id"] = request.public_id
     if request.rewarded:
         choices, names = reply["choices"], request.names(len(reply["choices"]))
-        samples = [Sample(names[place], place, list(choice.get(IDS) or ())) for place, choice in enumerate(choices)]
+        samples = [
+            Sample(names[place], place, list(choice.get(IDS) or ()), finish_reason=FINISH.get(choice.get("finish_reason")))
+            for place, choice in enumerate(choices)
+        ]
         prompts = [(reply if request.chat else choice).get(PROMPT_IDS) for choice in choices]
         for choice, fields in zip(choices, await rewards(samples, prompts), strict=True):
             choice.update(fields)

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
 from swift_rm.integrations.vllm.sample import Sample
 
 T = TypeVar("T")
@@ -40,9 +38,12 @@ async def within(engine: Any, call: Coroutine[Any, Any, T], seconds: float) -> T
 
 
 async def take_scores(engine: Any, samples: Sequence[Sample], width: int, seconds: float) -> None:
-    """Give samples the scores ``[places, width]`` that the worker has for them, and let it forget them; raise as `within`."""
+    """Give samples the scores ``[places, width]`` that the worker has for them, and let it forget them; raise as `within`.
+
+    A sample whose scores are not those of its tokens gets a fault in their place.
+    """
     names = [sample.name for sample in samples]
     answers = await within(engine, engine.collective_rpc("take_scores", args=(names,)), seconds)
     found = next(answer for answer in answers if answer is not None)
     for sample, scores in zip(samples, found, strict=True):
-        sample.scores = np.frombuffer(scores, np.float32).reshape(-1, width)
+        sample.give(scores, width)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from swift_rm.integrations.vllm.rows import own_name, sample_names
 from swift_rm.integrations.vllm.sample import FINISH, Sample
+from swift_rm.integrations.vllm.version import described
 
 READ_AT_ONCE = 256  # samples
 
@@ -35,6 +35,8 @@ class EngineLoop:
                 for output in self.engine.step():
                     if output.finished and output.request_id in asked:
                         group = groups[asked[output.request_id]]
+                        if sorted(one.index for one in output.outputs) != list(range(n)):
+                            raise RuntimeError(f"{described()} returned {len(output.outputs)} samples of a request for {n}")
                         for one in output.outputs:
                             take(group[one.index], one)
                         ended += group
@@ -53,19 +55,17 @@ class EngineLoop:
     def read(self, samples: Sequence[Sample], keep: bool = False) -> None:
         """Give samples their scores as far as they are there; the worker forgets them unless told to keep them.
 
-        Raises RuntimeError if there are fewer than tokens, of which no reward should be made.
+        Raises RuntimeError if they are not those of its tokens, so that no reward should be made of them.
         """
         lacking = {sample.name: sample for sample in samples if not sample.whole}
         if not lacking:
             return
         found = self.ask("take_scores", list(lacking), keep)
         for sample, scores in zip(lacking.values(), found, strict=True):
-            sample.scores = np.frombuffer(scores, np.float32).reshape(-1, self._width)
+            sample.give(scores, self._width)
             sample.whole = not keep
-            if len(sample.scores) < len(sample.token_ids):
-                raise RuntimeError(
-                    f"vLLM's worker has scores of {len(sample.scores)} of a sample's {len(sample.token_ids)} tokens"
-                )
+            if sample.fault is not None:
+                raise RuntimeError(sample.fault)
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Return what the worker that scores answers to a call."""

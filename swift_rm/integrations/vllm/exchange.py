@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -14,12 +13,11 @@ from swift_rm.integrations.vllm.reply import Reply
 from swift_rm.integrations.vllm.request_body import Refused, read_request, refuse_ours
 from swift_rm.integrations.vllm.reward_request import RewardRequest
 from swift_rm.integrations.vllm.sample import Sample
-from swift_rm.integrations.vllm.served_rewards import Fields, ServedRewards, nothing
+from swift_rm.integrations.vllm.served_rewards import Fields, ServedRewards, logger, nothing
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-logger = logging.getLogger("vllm.swift_rm")  # vLLM sends what is below its own name to its log
 
 
 class Exchange:

@@ -12,6 +12,7 @@ import numpy as np
 from swift_rm.integrations.vllm.engine_calls import take_scores, within
 from swift_rm.integrations.vllm.requests import one_token
 from swift_rm.integrations.vllm.sample import Sample
+from swift_rm.integrations.vllm.version import described
 
 Prompts = Sequence[Sequence[int] | None]
 QUEUE_S = 600.0  # for the one more step, which waits for its turn behind the requests of others
@@ -28,22 +29,26 @@ async def read_last(engine: Any, samples: Sequence[Sample], prompts: Prompts, wi
     for sample in samples:
         ids, scores = prompts[sample.prompt], sample.scores
         if ids and scores is not None and 0 < len(scores) == len(sample.token_ids) < room - len(ids):
-            asked.append((sample, Sample(f"after-{uuid.uuid4().hex}", sample.prompt, [*ids, *sample.token_ids])))
+            asked.append((sample, Sample(f"after-{uuid.uuid4().hex}", sample.prompt)))
     if not asked:
         return
 
-    async def step(after: Sample) -> None:
-        prompt = {"type": "token", "prompt_token_ids": after.token_ids, **({"cache_salt": salt} if salt else {})}
+    async def step(sample: Sample, after: Sample) -> None:
+        ids = [*(prompts[sample.prompt] or ()), *sample.token_ids]
+        prompt = {"type": "token", "prompt_token_ids": ids, **({"cache_salt": salt} if salt else {})}
         async for _ in engine.generate(prompt, one_token(), after.name):
             pass
 
     async def steps() -> None:
         async with asyncio.TaskGroup() as group:
-            for _, after in asked:
-                group.create_task(step(after))
+            for sample, after in asked:
+                group.create_task(step(sample, after))
 
     await within(engine, steps(), QUEUE_S)
     await take_scores(engine, [after for _, after in asked], width, limit_s)
     for sample, after in asked:
+        if after.fault is None and after.scores is not None and len(after.scores) == 0:
+            after.fault = f"{described()} computed no state at a sample's last token"
         if sample.scores is not None and after.scores is not None:
             sample.scores = np.concatenate([sample.scores, after.scores[:1]])
+        sample.fault = after.fault

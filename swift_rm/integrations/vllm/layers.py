@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from swift_rm.config import SwiftConfig, resolve_layer
+from swift_rm.integrations.vllm.version import described
 
 BY_TRANSFORMERS = "vllm.model_executor.models.transformers"  # models that vLLM has not written itself
 ADVICE = "train one that reads logits (swift-rm train --source logits) or the last layer alone (--layers -1)"
@@ -60,6 +61,6 @@ class ShownLayers:
         """Return the states ``[rows, d]`` in the order of the reward model's layers; raise RuntimeError if some are missing."""
         shown = list(inner or [])
         if len(shown) != len(self.inner):
-            raise RuntimeError(f"vLLM returned {len(shown)} layers' states instead of those of {self.inner}")
+            raise RuntimeError(f"{described()} returned {len(shown)} layers' states instead of those of {self.inner}")
         by_layer = dict(zip(self.inner, shown, strict=True))
         return [by_layer.get(layer, hidden) for layer in self.layers]

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from swift_rm.integrations.vllm.engine_calls import NoScores
-from swift_rm.integrations.vllm.exchange import Exchange, Message, Receive, Send, logger
-from swift_rm.integrations.vllm.served_rewards import ServedRewards
+from swift_rm.integrations.vllm.exchange import Exchange, Message, Receive, Send
+from swift_rm.integrations.vllm.served_rewards import ServedRewards, logger
 
 CHAT, ROUTES = "/v1/chat/completions", ("/v1/chat/completions", "/v1/completions")
 

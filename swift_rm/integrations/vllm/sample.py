@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from swift_rm.decoded import Decoded, FinishReason
+from swift_rm.integrations.vllm.version import described
 from swift_rm.region import Flag, find_region
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Sample:
     """Its name in vLLM, its prompt (a number), its tokens so far, the sum of their log-probabilities, and why it ended.
 
     ``scores`` are what the heads said of its states by place, ``[places, width]``: place k is the state that produced token
-    k, and the state at token k - 1.
+    k, and the state at token k - 1. ``fault`` is why there are none.
     """
 
     name: str
@@ -36,6 +37,20 @@ class Sample:
     finish_reason: FinishReason | None = None
     scores: np.ndarray | None = None
     whole: bool = False  # its scores are all there
+    fault: str | None = None
+
+    def give(self, told: bytes | str, width: int) -> None:
+        """Take what the worker said of it: the scores, float32 ``[places, width]``, or why there are none.
+
+        There must be one for each token. Where the length ended it there may be one more: vLLM may have begun another step.
+        """
+        self.scores = None if isinstance(told, str) else np.frombuffer(told, np.float32).reshape(-1, width)
+        places, tokens = 0 if self.scores is None else len(self.scores), len(self.token_ids)
+        if isinstance(told, str):
+            self.fault = told
+        elif places < tokens or (self.finish_reason == "length" and places > tokens + 1):
+            self.scores = None
+            self.fault = f"{described()}: its worker has scores of {places} of a sample's {tokens} tokens"
 
     def scored(self, rm: SwiftRewardModel) -> int:
         """Return how many of its tokens have a score."""

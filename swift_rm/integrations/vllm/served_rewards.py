@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from swift_rm.integrations.vllm.settings import LOGITS, WORKER, check_served_mod
 
 LIMIT_S = 60.0  # for a call to the engine, which listens between its steps: those are long on CPUs
 Fields = dict[str, Any]
+logger = logging.getLogger("vllm.swift_rm")  # vLLM sends what is below its own name to its log
 
 
 def nothing() -> Fields:
@@ -59,6 +61,8 @@ class ServedRewards:
 
     def _fields(self, samples: Sequence[Sample]) -> list[Fields]:
         for sample in samples:
+            if sample.fault is not None:
+                logger.warning("the answer of %s goes without its reward: %s", sample.name, sample.fault)
             if sample.scored(self.rm) < len(sample.token_ids):
                 sample.scores = None  # what part of its tokens say is not its reward
         rewards = rewards_of(self.rm, self._tokenizer, samples)

@@ -67,6 +67,8 @@ def refuse(vllm_config: Any) -> None:
         )
     if vllm_config.speculative_config is not None:
         raise ValueError("speculative decoding is on, which drafts tokens that are not always kept: rewards are read without it")
+    if vllm_config.model_config.is_diffusion:
+        raise ValueError("a diffusion model writes its tokens several times over: rewards are of tokens that are written once")
     if vllm_config.model_config.runner_type != "generate":
         raise ValueError(f"vLLM runs as {vllm_config.model_config.runner_type!r}, and only what is generated has rewards")
 

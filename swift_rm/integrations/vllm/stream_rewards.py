@@ -6,7 +6,7 @@ from typing import Any
 
 from swift_rm.integrations.vllm.chosen_rewards import IDS, PROMPT_IDS, Rewards, as_json, hide_ids, read_json
 from swift_rm.integrations.vllm.reward_request import RewardRequest
-from swift_rm.integrations.vllm.sample import Sample
+from swift_rm.integrations.vllm.sample import FINISH, Sample
 
 DATA, DONE, END = b"data: ", b"[DONE]", b"\n\n"
 HEAD = ("id", "object", "created", "model")
@@ -20,7 +20,7 @@ class StreamRewards:
         self._head: dict[str, Any] = {}
         self._ids: dict[int, list[int]] = {}  # of each choice
         self._prompts: dict[int, list[int]] = {}
-        self._ended: set[int] = set()
+        self._ended: dict[int, str] = {}
         self._told = not request.rewarded
 
     async def feed(self, data: bytes, more: bool = True) -> bytes:
@@ -54,8 +54,8 @@ class StreamRewards:
         self._ids.setdefault(index, []).extend(choice.get(IDS) or ())
         if (prompt := (chunk if self._request.chat else choice).get(PROMPT_IDS)) is not None:
             self._prompts[0 if self._request.chat else index] = prompt
-        if choice.get("finish_reason") is not None:
-            self._ended.add(index)
+        if (reason := choice.get("finish_reason")) is not None:
+            self._ended[index] = reason
 
     async def _chunk(self) -> bytes:
         """Return the chunk with the rewards, if it is due: when the first event comes that is not of a choice."""
@@ -63,7 +63,10 @@ class StreamRewards:
             return b""
         self._told, ended = True, sorted(self._ended)
         names = self._request.names(ended[-1] + 1)
-        samples = [Sample(names[index], place, self._ids[index]) for place, index in enumerate(ended)]
+        samples = [
+            Sample(names[index], place, self._ids[index], finish_reason=FINISH.get(self._ended[index]))
+            for place, index in enumerate(ended)
+        ]
         prompts = [self._prompts.get(0 if self._request.chat else index) for index in ended]
         empty: dict[str, Any] = {"delta": {}} if self._request.chat else {"text": ""}
         choices = [

@@ -17,6 +17,7 @@ from swift_rm.integrations.vllm.logits import bind, use_logits
 from swift_rm.integrations.vllm.rows import StepRows, asked_as, is_own, pick, rows_of, rows_of_v2
 from swift_rm.integrations.vllm.sample import score_width
 from swift_rm.integrations.vllm.settings import KEY, check_served_model, load_reward_models, refuse
+from swift_rm.integrations.vllm.step_counts import StepCounts
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -30,7 +31,8 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
     """Score each step's rows where they are computed, and keep the heads' numbers until ``take_scores`` asks for them.
 
     With tensor parallelism every rank has whole states, and rank 0 scores. Raises ValueError, while vLLM starts, for a reward
-    model of another base model, for layers that the model cannot show, and for what :func:`refuse` names.
+    model of another base model, for layers that the model cannot show, and for what :func:`refuse` names. A step whose rows are
+    not those that were scheduled raises OutOfStep, which ends the engine; a request that is out of step gets a reason, no scores.
     """
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +55,7 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
         loaded = super().load_model(*args, **kwargs)
         heads = [part for rm in self._models for part in rm.head.to(self.device).split()]
         self._heads = [(weight.detach().float().contiguous(), bias.detach().float().contiguous()) for weight, bias in heads]
-        self._kept = KeptScores(score_width(*self._models), named=asked_as)
+        self._kept, self._counts = KeptScores(score_width(*self._models), named=asked_as), StepCounts()
         recording = self._scores_rank and self.vllm_config.additional_config[KEY].get("record")
         self._recorded = KeptScores(self._models[0].config.width) if recording else None
         if self._shown is not None:
@@ -64,12 +66,18 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
 
     @torch.inference_mode()
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a step, and score its rows."""
+        """Run a step, count its rows, and score them."""
         output = super().execute_model(scheduler_output, *args, **kwargs)
-        state = getattr(self.model_runner, "execute_model_state", None)
-        if self._scores_rank and self._shown is not None and state is not None:
+        state = self.model_runner.execute_model_state
+        if scheduler_output.finished_req_ids:
+            self._counts.forget(scheduler_output.finished_req_ids)
+        if self._scores_rank and state is not None:
             rows = rows_of_v2(self.model_runner, state.input_batch) if self.use_v2_model_runner else rows_of(self.model_runner)
-            self._score(rows, self._shown.pick(state.hidden_states, state.aux_hidden_states))
+            states = [] if self._shown is None else self._shown.pick(state.hidden_states, state.aux_hidden_states)
+            for name, why in self._counts.check(scheduler_output, rows, states).items():
+                self._kept.spoil(asked_as([name])[0], why)
+            if states:
+                self._score(rows, states)
         if scheduler_output.finished_req_ids:
             self._kept.finish([name for name in asked_as(scheduler_output.finished_req_ids) if not is_own(name)])
         return output
@@ -86,11 +94,15 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
         scores = [token_scores(states, weight, bias) for weight, bias in self._heads]
         self._kept.add(requests, owner, place, scores[0] if len(scores) == 1 else torch.cat(scores, dim=1))
 
-    def take_scores(self, requests: list[str], keep: bool = False) -> list[bytes] | None:
-        """Return the scores of samples, float32 ``[places, width]`` as bytes, and forget them unless told to keep them."""
+    def take_scores(self, requests: list[str], keep: bool = False) -> list[bytes | str] | None:
+        """Return the scores of samples, float32 ``[places, width]`` as bytes, and forget them unless told to keep them.
+
+        A sample whose scores are not those of its tokens has a sentence in their place.
+        """
         if not self._scores_rank:
             return None
-        found = [scores.tobytes() for scores in self._kept.read(requests)]
+        scores, faults = self._kept.read(requests), self._kept.faults(requests)
+        found = [why or own.tobytes() for own, why in zip(scores, faults, strict=True)]
         if not keep:
             self._kept.forget(requests)
         return found
