@@ -9,7 +9,7 @@ VLLM := $(VLLM_VENV)/bin
 VERL_VENV ?= .venv-verl
 VERL := $(VERL_VENV)/bin
 
-.PHONY: demo test test-servers test-adapters test-verl test-vllm lint types wheel assets clean
+.PHONY: demo test test-servers test-adapters test-verl test-vllm test-versions lint types wheel unpinned assets clean
 
 demo: $(STAMP)
 	$(BIN)/swift-rm demo
@@ -56,6 +56,15 @@ types: $(STAMP)
 wheel: $(STAMP)
 	PYTHON=$(abspath $(BIN)/python) BASE_PYTHON=$(PYTHON) sh .ci/check_wheel
 
+# The wheel as pip installs it today, nothing pinned but a CPU build of torch: the day a release breaks us is the day we know.
+unpinned: $(STAMP)
+	PYTHON=$(abspath $(BIN)/python) BASE_PYTHON=$(PYTHON) sh .ci/check_unpinned
+
+# The core of the suite with the oldest transformers that we claim, two between, and the newest that there is, with the oldest
+# torch and the newest: an environment each under .venv-versions, about an hour. Then benchmarks/results/versions.json and the table.
+test-versions: $(STAMP)
+	$(BIN)/python benchmarks/versions.py --table
+
 # The embedded models again, from nothing, as they were made: about two hours on two cores. They learn with heads of size 24,
 # which are padded last, all else being done: vLLM on CPUs serves no such heads, but those of size 32.
 assets: $(STAMP)
@@ -75,4 +84,4 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) $(VLLM_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VERL_VENV) $(VLLM_VENV) .venv-versions build dist *.egg-info
