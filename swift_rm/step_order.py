@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from swift_rm.tap import HiddenStateTap
 
 
-def out_of_step(reader: str, seen: str) -> RuntimeError:
+class OutOfStep(RuntimeError):
+    """The states that a reader saw do not go with the tokens that came out."""
+
+
+def out_of_step(reader: str, seen: str) -> OutOfStep:
     """Return the error of a reader whose states do not go with the tokens: what was seen, by whom, with which version."""
-    return RuntimeError(
+    return OutOfStep(
         f"{reader} lost step with the generation of transformers {version('transformers')}: {seen}; its states would go to the "
         "wrong tokens, so none of them is used. Please report this with the versions in use"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from swift_rm.identity import check_base_model
 from swift_rm.last_step import LastStep
 from swift_rm.region import Flag
 from swift_rm.running import RunningRewards
-from swift_rm.step_order import out_of_step
+from swift_rm.step_order import OutOfStep, out_of_step
 from swift_rm.transformers_internals import given_cache, undoes_steps
 
 if TYPE_CHECKING:
@@ -136,19 +137,17 @@ class StreamingReward:
         self._running.begin()
         self._running.tap.clear()  # a call may start anywhere: within the cache of another one, too
         try:
-            if self._last_step is None:
-                out = generate(*args, stopping_criteria=[self], **settings)
-                self._check(out, settings)
-                return out
-            with self._last_step:
+            with self._last_step or nullcontext():
                 out = generate(*args, stopping_criteria=[self], **settings)
             self._check(out, settings)
-            held = given_cache(settings) is not None or setting(self._model, settings, "return_dict_in_generate")
-            due = self._running.due
-            self._last_step.run(due is not None and bool(due.any()), copy_cache=bool(held))
+            if self._last_step is not None:
+                held = given_cache(settings) is not None or setting(self._model, settings, "return_dict_in_generate")
+                due = self._running.due
+                self._last_step.run(due is not None and bool(due.any()), copy_cache=bool(held))
+            self._running.close()
             return out
-        except BaseException:
-            self._active = None  # what was counted of a call that failed is no reward
+        except OutOfStep:
+            self._active = None  # what was counted is no reward; after Ctrl-C, say, it is that of the tokens so far
             raise
         finally:
             self._ends, self._others, self._counted = None, [], None

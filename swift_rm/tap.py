@@ -167,7 +167,7 @@ class HiddenStateTap:
             extra = undoes_steps(sequences.device, settings)
             reason = self._fed.contradiction(sequences, _prompt_width(settings), extra)
             if reason:
-                self._fail(str(out_of_step(type(self).__name__, reason)))
+                self._fail(out_of_step(type(self).__name__, reason))
         return out
 
     def _note_ids(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -252,9 +252,9 @@ class HiddenStateTap:
         if self._on_forward is not None:
             self._on_forward(dict(step))
 
-    def _fail(self, reason: str) -> NoReturn:
-        self._failure, self._seen = reason, None
-        raise RuntimeError(reason)
+    def _fail(self, reason: str | RuntimeError) -> NoReturn:
+        self._failure, self._seen = str(reason), None
+        raise reason if isinstance(reason, RuntimeError) else RuntimeError(reason)
 
     def _require_recorded(self) -> States:
         if self._failure is not None:

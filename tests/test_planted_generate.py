@@ -170,6 +170,22 @@ def test_the_loop_of_ones_own_counts_what_transformers_prepares(ids, fault, posi
         model.generate(ids, custom_generate=decode, **settings)
 
 
+def test_after_an_interruption_the_rewards_are_those_of_the_tokens_so_far(ids):
+    def interrupt(input_ids, scores):
+        if input_ids.shape[1] == WIDTH + 3:
+            raise KeyboardInterrupt
+        return scores
+
+    model = tiny_model("llama", seed=1)
+    settings = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with StreamingReward(model, make_rm()) as reading:
+        model.generate(ids, **{**settings, "max_new_tokens": 3})
+        expected = reading.rewards.clone()
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(ids, logits_processor=[interrupt], **settings)
+        assert torch.equal(reading.partial_rewards, expected)
+
+
 def test_forward_calls_of_ones_own_after_the_generation_are_none_of_its_steps(ids):
     model = tiny_model("llama", seed=1)
     with StreamingReward(model, make_rm()) as reading, torch.no_grad():
