@@ -39,7 +39,7 @@ def test_who_came_last_is_the_outermost_and_who_asks_for_it_the_innermost():
     assert all(settings == {"inputs": 5, "steps": 2, "more": 3} for _, settings in calls)
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("own", [None, lambda inputs: ("own", inputs)])
 def test_stopped_in_any_order_the_model_is_as_it_was(order, own):
     model, calls = Model(), []

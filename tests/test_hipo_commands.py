@@ -201,12 +201,12 @@ def test_misuse_of_sft_is_one_sentence(cold, capsys, tmp_path, arguments, said):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_a_missing_trl_is_said_before_anything_is_loaded(capsys, tmp_path, monkeypatch):
+def test_an_unfit_trl_is_said_before_anything_is_loaded(capsys, tmp_path, monkeypatch):
     from swift_rm.hipo import trl_range
 
-    monkeypatch.setattr(trl_range, "version", lambda name: "1.20.0")
+    monkeypatch.setattr(trl_range, "version", lambda name: "1.15.0")
     assert main([*TRAIN, "--model", "no-such-model", "--out", str(tmp_path)]) == 1
-    assert 'trl 1.20.0 is installed: pip install "swift-rm[rl]"' in capsys.readouterr().err
+    assert 'trl 1.15.0 is installed: pip install "swift-rm[rl]"' in capsys.readouterr().err
 
 
 def test_a_report_of_what_is_no_run_is_refused(capsys, tmp_path):
