@@ -10,10 +10,7 @@ from torch import Tensor
 
 from swift_rm.integrations.vllm.rows import StepRows
 from swift_rm.integrations.vllm.version import described
-
-
-class OutOfStep(RuntimeError):
-    """The rows that vLLM computed are not those that its scheduler asked for."""
+from swift_rm.step_order import OutOfStep
 
 
 class StepCounts:
