@@ -20,7 +20,8 @@ from swift_rm.reward_model import SwiftRewardModel
 from swift_rm.streaming import StreamingReward
 from swift_rm.tap import HiddenStateTap
 
-VOCABULARY, END, NEW_TOKENS = 48, 2, 9
+VOCABULARY, NEW_TOKENS = 48, 9
+ENDS = [2, 3, 4, 5, 6, 7]  # several, so that rows end early, at various places
 LAYERS = (0, 1, 2)
 TOLERANCE = 1e-3  # rewards are of the order of 1, in float32
 
@@ -61,7 +62,7 @@ def _model() -> Any:
 
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=24, bos_token_id=1, eos_token_id=END,
+        intermediate_size=24, bos_token_id=1, eos_token_id=ENDS[0],
         initializer_range=0.5,  # sharp enough that what a token attends to changes what comes next
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
@@ -95,13 +96,13 @@ def _check_streaming(model: Any, inputs: dict[str, Tensor], rm: SwiftRewardModel
     with StreamingReward(model, rm) as stream:
         out = model.generate(
             **inputs, num_return_sequences=4, do_sample=True, top_k=0, temperature=1.5, max_new_tokens=NEW_TOKENS,
-            eos_token_id=[END, 3, 4, 5, 6, 7], pad_token_id=0,
+            eos_token_id=ENDS, pad_token_id=0,
         )  # fmt: skip
     rewards, width = stream.rewards, inputs["input_ids"].shape[1]
     mask = inputs["attention_mask"].repeat_interleave(4, dim=0)
     for row, tokens in enumerate(out):
         said = tokens[width:].tolist()
-        length = next((i + 1 for i, token in enumerate(said) if token in (END, 3, 4, 5, 6, 7)), len(said))
+        length = next((i + 1 for i, token in enumerate(said) if token in ENDS), len(said))
         ids = torch.cat([tokens[:width][mask[row].bool()], tokens[width : width + length]])
         states = model(ids[None], output_hidden_states=True).hidden_states
         first = len(ids) - length - (rm.config.position == "generating")
