@@ -2,17 +2,18 @@
 
 import json
 import math
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from packaging.version import Version
 
 from swift_rm import StreamingReward, SwiftRewardModel, score
 from swift_rm.embedded import ASSETS, TINY_REWARD, load_language_model
+from swift_rm.end_token import own_ends
 from swift_rm.tested_versions import TRANSFORMERS, installed
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from versions import newest
 
 example, answered = sys.argv[1:]
 for line in Path(answered).read_text().splitlines():
@@ -30,7 +31,7 @@ torch.manual_seed(0)
 
 with StreamingReward(model, rm, tokenizer) as stream:
     out = model.generate(**inputs, num_return_sequences=8, do_sample=True, max_new_tokens=48)
-ends = set(torch.as_tensor(model.generation_config.eos_token_id).reshape(-1).tolist())
+ends = own_ends(model)
 responses = []
 for tokens in out[:, width:].tolist():
     end = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
@@ -53,12 +54,11 @@ for sequence, reward, prompt in zip(best.sequences, best.rewards.tolist(), promp
     print(f"custom_generate: {reward:+.3f} {text}")
     assert abs(again - reward) < 1e-3, again
 
-found = installed("transformers")
-told = subprocess.run([sys.executable, "-m", "pip", "index", "versions", "transformers"], capture_output=True, text=True)
-listed = re.search(r"Available versions: (.*)", told.stdout)
-newest = max(listed[1].split(", "), key=Version) if listed else None
-print(f"transformers {found} is installed, tested are {TRANSFORMERS.oldest} to {TRANSFORMERS.newest}, the newest is {newest}")
-if newest is None:
-    print(f"::: the index did not tell which transformers is the newest: {told.stderr.strip()[-200:]} :::")
-elif not TRANSFORMERS.holds(newest):
-    print(f"::: transformers {newest} is out and was never tested: run make test-versions :::")
+print(f"transformers {installed('transformers')} is installed, tested are {TRANSFORMERS.oldest} to {TRANSFORMERS.newest}")
+try:
+    released = newest("transformers")
+    print(f"the newest transformers is {released}")
+    if not TRANSFORMERS.holds(released):
+        print(f"::: transformers {released} is out and was never tested: run make test-versions :::")
+except LookupError as error:
+    print(f"::: {error} :::")

@@ -60,7 +60,7 @@ class Pair:
 def main() -> None:
     """Run the pairs that are asked for, one after another, and write what came of them."""
     args = _arguments()
-    pairs = [_pair(text) for text in args.pairs] if args.pairs else pairs_of(_newest("transformers"), _newest_torch())
+    pairs = [_pair(text) for text in args.pairs] if args.pairs else pairs_of(newest("transformers"), _newest_torch())
     rows: list[dict[str, Any]] = []
     for pair in pairs:
         print(f"transformers {pair.transformers}, torch {pair.torch}", flush=True)
@@ -76,12 +76,12 @@ def main() -> None:
     sys.exit(1 if result["failed"] else 0)
 
 
-def pairs_of(newest: str, torch: str) -> list[Pair]:
+def pairs_of(newest_transformers: str, torch: str) -> list[Pair]:
     """Return the pairs to test: the ends with both versions of torch, the versions between with the newer one."""
     oldest = TRANSFORMERS.oldest
     return [
         Pair(oldest, OLDEST_TORCH), Pair(oldest, torch), *(Pair(version, torch) for version in BETWEEN),
-        Pair(newest, OLDEST_TORCH), Pair(newest, torch),
+        Pair(newest_transformers, OLDEST_TORCH), Pair(newest_transformers, torch),
     ]  # fmt: skip
 
 
@@ -175,11 +175,14 @@ def _dependencies() -> list[str]:
     return [one for one in project["dependencies"] if not one.startswith(("torch", "transformers"))]
 
 
-def _newest(library: str) -> str:
-    """Return the newest release that the package index has."""
+def newest(library: str) -> str:
+    """Return the newest release that the package index has; raise LookupError, with what pip said, if it does not tell."""
     command = [sys.executable, "-m", "pip", "index", "versions", library]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return max(re.search(r"Available versions: (.*)", told)[1].split(", "), key=Version)  # type: ignore[index]
+    told = subprocess.run(command, capture_output=True, text=True)
+    listed = re.search(r"Available versions: (.*)", told.stdout)
+    if listed is None:
+        raise LookupError(f"the index did not tell which {library} is the newest: {told.stderr.strip()[-200:]}")
+    return max(listed[1].split(", "), key=Version)
 
 
 def _newest_torch() -> str:
