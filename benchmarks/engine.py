@@ -20,14 +20,14 @@ from replay import homework_figures
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swift_rm import StreamingReward, SwiftConfig, SwiftRewardModel, best_of_n
-from swift_rm.custom_generate import BestOfNDecoding
-from swift_rm.decoded import Limits
-from swift_rm.decoding import PromptBatch, Rows
-from swift_rm.embedded import ASSETS, TINY_REWARD, load_language_model
-from swift_rm.encoding import encode_prompt
-from swift_rm.generation import left_padded
-from swift_rm.running import RunningRewards
+from swift_rm.capture.running_reward import RunningRewards
+from swift_rm.decoding.custom_generate import BestOfNDecoding
+from swift_rm.decoding.decoded_candidate import Limits
+from swift_rm.decoding.loop import PromptBatch, Rows
+from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
+from swift_rm.sampling.generation import left_padded
 from swift_rm.tasks.homework import HomeworkTask
+from swift_rm.tokens.encoding import encode_prompt
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -26,9 +26,9 @@ from gateway_servers import fixed_upstream, gateway
 from record import arguments, finish
 
 from swift_rm import SwiftRewardModel, best_of_n
-from swift_rm.embedded import TINY, TINY_REWARD, load_language_model, resolve
-from swift_rm.gateway.settings import Settings
-from swift_rm.intervals import Resamples
+from swift_rm.evaluation.intervals import Resamples
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.models.load import TINY, TINY_REWARD, load_language_model, resolve
 from swift_rm.tasks.homework import HomeworkTask
 
 N, QUEUE = 16, 96  # candidates, requests taken in at once

@@ -10,7 +10,7 @@ from head_variants import DEFAULT
 from question_figures import FIGURES, Floats
 from text_table import shown
 
-from swift_rm.seed_intervals import SeedResamples, pooled
+from swift_rm.evaluation.seed_intervals import SeedResamples, pooled
 
 DECIDING = ("auroc", "best_of_16")  # what the verdict goes by; of the other figures the table tells
 Row = dict[str, Any]

@@ -11,12 +11,12 @@ from swift_rm_kernels import head_scores, pool_heads
 from torch import Tensor
 
 from swift_rm import SwiftConfig
-from swift_rm.features import Features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.head import combine
-from swift_rm.judging import Judged
-from swift_rm.plans import HeadPlan
-from swift_rm.views import View, view_of
+from swift_rm.features.read_states import Features
+from swift_rm.features.row_selection import View, view_of
+from swift_rm.reward.head import combine
+from swift_rm.training.fit_settings import FitSettings
+from swift_rm.training.head_grid import HeadPlan
+from swift_rm.training.head_validation import Judged
 
 DEFAULT = "default"
 ANSWER: View = ("token", "after:</think>")

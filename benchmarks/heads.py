@@ -24,10 +24,10 @@ from rivals import EncoderSettings
 from text_table import Table
 from worlds import CANDIDATES, MODELS, Asked, Sampled, arguments, draw_questions, open_cache, sampled
 
-from swift_rm.fit import fit_bank
-from swift_rm.fit_settings import FitSettings
-from swift_rm.seed_intervals import SeedResamples
-from swift_rm.splitting import split_questions
+from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.training.fit import fit_bank
+from swift_rm.training.fit_settings import FitSettings
+from swift_rm.training.question_split import split_questions
 
 DIFFICULTIES = ("easy", "hard")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swift_rm.hipo.metrics import LEAK_FACTOR
-from swift_rm.seed_intervals import SeedResamples
+from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.hipo.trainer.metrics import LEAK_FACTOR
 
 Floats = npt.NDArray[np.float64]
 Measured = Mapping[str, Any]  # of one method and seed: a list of one value a response for every name

@@ -16,29 +16,29 @@ import torch
 from hipo_methods import METHODS, Method, Sizes, Start
 
 from swift_rm import SwiftConfig, SwiftRewardModel, fit, sample
-from swift_rm.auroc import within_question_auroc
-from swift_rm.embedded import TINY_THINKER, load_language_model
-from swift_rm.encoding import encode_prompt
-from swift_rm.files import write_whole
+from swift_rm.evaluation.auroc import within_question_auroc
+from swift_rm.files.atomic_write import write_whole
 from swift_rm.hipo import Template
-from swift_rm.hipo.cold_rows import to_dataset
-from swift_rm.hipo.data import build
-from swift_rm.hipo.force_mode import ForceMode
-from swift_rm.hipo.judge_text import RuleExplainer
-from swift_rm.hipo.measuring import measure
-from swift_rm.hipo.metrics import Row
-from swift_rm.hipo.mode_sampling import MODES, sample_modes
-from swift_rm.hipo.monitor import Trickle
-from swift_rm.hipo.questions import answer_grader, hipo_rows
-from swift_rm.hipo.refresh import Refresh
-from swift_rm.hipo.rollout import SwiftRollouts
-from swift_rm.hipo.sft import sft
-from swift_rm.hipo.template import FREE, Mode
-from swift_rm.model_shape import model_shape
-from swift_rm.rollouts import Rollout, group_by_question
-from swift_rm.scoring import score_rollouts
+from swift_rm.hipo.cold_start.cold_rows import to_dataset
+from swift_rm.hipo.cold_start.cold_start import build
+from swift_rm.hipo.cold_start.judge_text import RuleExplainer
+from swift_rm.hipo.cold_start.mode_sampling import MODES, sample_modes
+from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
+from swift_rm.hipo.cold_start.sft import sft
+from swift_rm.hipo.response.force_mode import ForceMode
+from swift_rm.hipo.response.template import FREE, Mode
+from swift_rm.hipo.rollouts.refresh import Refresh
+from swift_rm.hipo.rollouts.reward_drift import Trickle
+from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.trainer.metrics import Row
+from swift_rm.hipo.trainer.policy_evaluation import measure
+from swift_rm.models.load import TINY_THINKER, load_language_model
+from swift_rm.models.model_shape import model_shape
+from swift_rm.records.rollouts import Rollout, group_by_question
+from swift_rm.scoring.score import score_rollouts
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tasks.task import Question
+from swift_rm.tokens.encoding import encode_prompt
 
 LABELLED = 0.05
 MAX_NEW_TOKENS = 96
@@ -158,7 +158,7 @@ class Recipe:
     def _train(self, model: Any, method: Method) -> list[dict[str, float]]:
         from transformers import PrinterCallback
 
-        from swift_rm.hipo.trainer import HiPOConfig, HiPOTrainer
+        from swift_rm.hipo.trainer.trainer import HiPOConfig, HiPOTrainer
 
         sizes = self.sizes
         batch = sizes.prompts * sizes.rollouts

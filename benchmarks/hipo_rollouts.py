@@ -17,9 +17,9 @@ from engine import random_llama
 from record import arguments, finish, paired_ratio
 
 from swift_rm import SwiftRewardModel
-from swift_rm.embedded import ASSETS, TINY_REWARD, load_language_model
-from swift_rm.hipo.frozen import FrozenScorer
-from swift_rm.hipo.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.frozen_scorer import FrozenScorer
+from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 from swift_rm.tasks.homework import HomeworkTask
 
 GROUP = 8

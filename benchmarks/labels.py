@@ -19,9 +19,9 @@ from record import finish
 from text_table import Table, shown
 from worlds import CANDIDATES, MODELS, TWO_WORLDS, Asked, Sampled, arguments, draw_questions, open_cache, sampled
 
-from swift_rm.fit import fit_features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.seed_intervals import SeedResamples
+from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.training.fit import fit_features
+from swift_rm.training.fit_settings import FitSettings
 
 SHOWN = ("auroc", "best_of_16", "vote_of_16")
 Row = dict[str, Any]

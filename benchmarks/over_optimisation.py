@@ -19,19 +19,19 @@ import numpy.typing as npt
 from record import arguments, finish
 
 from swift_rm import SwiftConfig, SwiftRewardModel, sample
-from swift_rm.curves import Count, Subsets, fixed_weights, sums, vote_curve
-from swift_rm.embedded import ASSETS, TINY, TINY_2, TINY_REWARD, load_language_model
-from swift_rm.encoding import encode
-from swift_rm.features import extract_features
-from swift_rm.fit import fit_features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.identity import describe_base
-from swift_rm.intervals import Resamples
-from swift_rm.rollouts import Rollout, group_by_question
-from swift_rm.rules import election
-from swift_rm.scoring import score_heads
-from swift_rm.selection import DEFAULT_RULE, reward_weights, shrunk_means
+from swift_rm.evaluation.intervals import Resamples
+from swift_rm.evaluation.rule_curves import election
+from swift_rm.evaluation.subset_accuracy import Count, Subsets, fixed_weights, sums, vote_curve
+from swift_rm.features.read_states import extract_features
+from swift_rm.models.load import ASSETS, TINY, TINY_2, TINY_REWARD, load_language_model
+from swift_rm.records.rollouts import Rollout, group_by_question
+from swift_rm.reward.identity import describe_base
+from swift_rm.scoring.score import score_heads
+from swift_rm.selection.rules import DEFAULT_RULE, reward_weights, shrunk_means
 from swift_rm.tasks.homework import HomeworkTask
+from swift_rm.tokens.encoding import encode
+from swift_rm.training.fit import fit_features
+from swift_rm.training.fit_settings import FitSettings
 
 Floats = npt.NDArray[np.float64]
 

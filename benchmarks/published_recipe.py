@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swift_rm.judging import held_out_auroc
-from swift_rm.rollouts import Rollout
+from swift_rm.records.rollouts import Rollout
+from swift_rm.training.head_validation import held_out_auroc
 
 BATCH = 16
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from swift_rm.feature_store import FeatureStore
-from swift_rm.shard_build import held_in
-from swift_rm.shard_file import read_head
+from swift_rm.features.shard_build import held_in
+from swift_rm.features.shard_file import read_head
+from swift_rm.features.store import FeatureStore
 
 MODEL, REWARD = "tiny-reasoner", "tiny-reasoner-reward"
 WORKER = "ray::MapWorker"

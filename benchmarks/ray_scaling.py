@@ -19,14 +19,14 @@ import torch
 from ray_faults import MODEL, kill_and_compare
 from record import RESULTS, finish, parser_of
 
-from swift_rm.appending import LineAppender
-from swift_rm.drawing import Drawn
-from swift_rm.embedded import load_language_model
+from swift_rm.files.jsonl_appender import LineAppender
 from swift_rm.integrations.ray_actors import RayActors
-from swift_rm.rollouts import Rollout
-from swift_rm.sampling import sample_batches
+from swift_rm.models.load import load_language_model
+from swift_rm.records.rollouts import Rollout
+from swift_rm.sampling.batch_runner import Workers
+from swift_rm.sampling.batch_sampler import Drawn
+from swift_rm.sampling.sample import sample_batches
 from swift_rm.tasks.homework import HomeworkTask
-from swift_rm.workers import Workers
 
 WARM = 6  # batches that do not count: all actors have delivered by then
 

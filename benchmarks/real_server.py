@@ -19,10 +19,10 @@ from record import arguments, finish
 from swift_rm import ApiBestOfN, SwiftConfig, SwiftRewardModel, evaluate, fit
 from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.sampling import sample_api
-from swift_rm.embedded import ASSETS, TINY, load_language_model
-from swift_rm.intervals import Resamples
-from swift_rm.rollouts import Rollout, group_by_question
-from swift_rm.scoring import score, score_rollouts
+from swift_rm.evaluation.intervals import Resamples
+from swift_rm.models.load import ASSETS, TINY, load_language_model
+from swift_rm.records.rollouts import Rollout, group_by_question
+from swift_rm.scoring.score import score, score_rollouts
 from swift_rm.tasks.homework import HomeworkTask
 
 TOP = 20

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_rm import SwiftRewardModel, best_of_n, sample
-from swift_rm.embedded import ASSETS, TINY_PROGRESS
-from swift_rm.intervals import paired_difference
-from swift_rm.pruning import Confidence, Halving, Prune
-from swift_rm.rollouts import Rollout, group_by_question
+from swift_rm.decoding.candidate_budget import Plan, Sampled
+from swift_rm.decoding.pruning import Confidence, Halving, Prune
+from swift_rm.evaluation.intervals import paired_difference
+from swift_rm.models.load import ASSETS, TINY_PROGRESS
+from swift_rm.records.rollouts import Rollout, group_by_question
+from swift_rm.scoring.token_scoring import score_tokens
 from swift_rm.tasks.homework import HomeworkTask
-from swift_rm.token_scoring import score_tokens
-from swift_rm.waves import Plan, Sampled
 
 Floats = NDArray[np.float64]
 GROUP = 64  # questions that are answered together: their candidates tell what another may bring

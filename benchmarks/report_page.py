@@ -17,9 +17,9 @@ from typing import Any
 
 from record import arguments, finish
 
-from swift_rm.evaluation import evaluate
-from swift_rm.report_page import About, render_report
-from swift_rm.rollouts import Rollout, group_by_question
+from swift_rm.evaluation.evaluate import evaluate
+from swift_rm.records.rollouts import Rollout, group_by_question
+from swift_rm.report.report_page import About, render_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EMPTY = "<!DOCTYPE html><title>empty</title>"

@@ -23,10 +23,10 @@ import torch
 from rival_data import RivalData, check_split, within
 from torch import Tensor, nn
 
-from swift_rm.features import Features
-from swift_rm.losses import dpo
-from swift_rm.scaling import measure_scaling
-from swift_rm.splitting import members_of
+from swift_rm.features.read_states import Features
+from swift_rm.training.input_standardisation import measure_scaling
+from swift_rm.training.losses import dpo
+from swift_rm.training.question_split import members_of
 
 Read = Literal["steps", "tokens"]
 RESPONSES_AT_ONCE = 128

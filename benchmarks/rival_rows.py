@@ -9,7 +9,7 @@ import torch
 from head_variants import ANSWER, RESULTS, STEPS, VIEWS
 from rivals import CentroidRule, EncoderSettings, LastTokenLogistic, Rival, RivalData, StepEncoder
 
-from swift_rm.features import Features
+from swift_rm.features.read_states import Features
 
 Boundary = Literal["steps", "results", "answer"]
 

@@ -23,15 +23,15 @@ from torch import Tensor
 from worlds import CANDIDATES, TINY, Asked, arguments, draw_questions, drawn, language_model, open_cache
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.baselines import baseline_scores
-from swift_rm.features import Features, extract_features
-from swift_rm.fit import fit_features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.identity import describe_base
-from swift_rm.logprob_features import features_of
-from swift_rm.logprobs import TokenLogprobs, logprobs_of
-from swift_rm.rollouts import Rollout
-from swift_rm.seed_intervals import SeedResamples
+from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.features.read_states import Features, extract_features
+from swift_rm.records.rollouts import Rollout
+from swift_rm.reward.identity import describe_base
+from swift_rm.reward.logprob_features import features_of
+from swift_rm.reward.logprobs import TokenLogprobs, logprobs_of
+from swift_rm.selection.baselines import baseline_scores
+from swift_rm.training.fit import fit_features
+from swift_rm.training.fit_settings import FitSettings
 
 WINDOW = 16  # DeepConf's, about one step of homework
 UNTRAINED = {name: score for name, score in baseline_scores(WINDOW).items() if name != "length"}

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from record import arguments, finish, paired_ratio, peak_bytes
 
-from swift_rm.feature_key import FeatureKey
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import FeatureWriter
-from swift_rm.quantised import StoreDtype
-from swift_rm.rollouts import Rollout
+from swift_rm.features.key import FeatureKey
+from swift_rm.features.quantised import StoreDtype
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import FeatureWriter
+from swift_rm.records.rollouts import Rollout
 
 TOKENS, WIDTH, LAYERS = 256, 1024, 4
 AT_ONCE = 4  # responses taken at a time: 16 MiB of float32, which malloc gets again without new pages

@@ -16,23 +16,23 @@ from store_reading import make_store, store_read
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from swift_rm import SwiftConfig, sample
-from swift_rm.auroc import within_question_auroc
-from swift_rm.embedded import load_language_model
-from swift_rm.feature_key import FeatureKey
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import FeatureWriter
-from swift_rm.features import extract_features
-from swift_rm.fit import fit_features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.intervals import paired_difference
-from swift_rm.model_shape import model_shape
-from swift_rm.online import fit_online
-from swift_rm.plans import HeadPlan, plan_grid
-from swift_rm.quantised import StoreDtype
-from swift_rm.rollouts import Rollout, group_by_question
-from swift_rm.scoring import score_rollouts
+from swift_rm.evaluation.auroc import within_question_auroc
+from swift_rm.evaluation.intervals import paired_difference
+from swift_rm.features.key import FeatureKey
+from swift_rm.features.quantised import StoreDtype
+from swift_rm.features.read_states import extract_features
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import FeatureWriter
+from swift_rm.models.load import load_language_model
+from swift_rm.models.model_shape import model_shape
+from swift_rm.records.rollouts import Rollout, group_by_question
+from swift_rm.scoring.score import score_rollouts
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tasks.task import Grade, Question
+from swift_rm.training.fit import fit_features
+from swift_rm.training.fit_settings import FitSettings
+from swift_rm.training.fit_while_sampling import fit_online
+from swift_rm.training.head_grid import HeadPlan, plan_grid
 
 GOOD = 256  # of the random model: token ids below it are good, and a response is right that has more of them than others
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from packaging.version import Version
 
-from swift_rm.tested_versions import TRANSFORMERS
-from swift_rm.transformers_internals import INTERNALS
+from swift_rm.files.tested_versions import TRANSFORMERS
+from swift_rm.models.transformers_internals import INTERNALS
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "versions.json"

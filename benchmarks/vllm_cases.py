@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.embedded import TINY, load_language_model, resolve
-from swift_rm.encoding import encode_prompt
+from swift_rm.models.load import TINY, load_language_model, resolve
 from swift_rm.tasks.homework import HomeworkTask
+from swift_rm.tokens.encoding import encode_prompt
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 LAYERS = (-2, -1)  # what `train` reads unless told otherwise

@@ -21,12 +21,12 @@ from record import RESULTS, arguments, finish, paired_ratio
 from safetensors.torch import save_file
 from vllm_cases import LAYERS, Case, random_llama, reward_model, tiny_llama
 
-from swift_rm.embedded import TINY, TINY_REWARD, load_language_model
-from swift_rm.integrations.vllm.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.requests import SampleSettings, read_last
-from swift_rm.integrations.vllm.sample import Sample, score_width
-from swift_rm.integrations.vllm.settings import WORKER, additional_config, load_reward_models
-from swift_rm.integrations.vllm.version import check_version
+from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
+from swift_rm.integrations.vllm.offline.requests import SampleSettings, read_last
+from swift_rm.integrations.vllm.versions.version import check_version
+from swift_rm.integrations.vllm.worker.sample import Sample, score_width
+from swift_rm.integrations.vllm.worker.settings import WORKER, additional_config, load_reward_models
+from swift_rm.models.load import TINY, TINY_REWARD, load_language_model
 from swift_rm.tasks.homework import HomeworkTask
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -18,14 +18,14 @@ import torch
 from record import parser_of
 
 from swift_rm import SwiftConfig, sample
-from swift_rm.embedded import TINY, TINY_2, load_language_model
-from swift_rm.features import Features, extract_features
-from swift_rm.identity import describe_base
-from swift_rm.label_curve import draw_questions as draw_numbers
-from swift_rm.rollouts import Rollout
-from swift_rm.splitting import members_of
-from swift_rm.tasks.named import open_world
-from swift_rm.views import View, view_of
+from swift_rm.features.read_states import Features, extract_features
+from swift_rm.features.row_selection import View, view_of
+from swift_rm.models.load import TINY, TINY_2, load_language_model
+from swift_rm.records.rollouts import Rollout
+from swift_rm.reward.identity import describe_base
+from swift_rm.tasks.task_lookup import open_world
+from swift_rm.training.label_curve import draw_questions as draw_numbers
+from swift_rm.training.question_split import members_of
 
 MODELS = (TINY, TINY_2)  # quick runs take the first alone
 TWO_WORLDS = TINY_2  # the model that knows both worlds

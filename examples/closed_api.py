@@ -19,9 +19,9 @@ from typing import Any
 from swift_rm import ApiBestOfN, SwiftConfig, fit
 from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.sampling import sample_api
-from swift_rm.rollouts import Rollout
+from swift_rm.records.rollouts import Rollout
 from swift_rm.selection import majority_vote
-from swift_rm.tasks.named import open_task
+from swift_rm.tasks.task_lookup import open_task
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

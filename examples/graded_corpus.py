@@ -16,7 +16,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from swift_rm.tasks import homework, world
+from swift_rm.tasks import homework
+from swift_rm.tasks import synthetic_task as world
 
 CHAT_TEMPLATE = (
     "<bos>{% for m in messages %}{% if m.role == 'user' %}<question>{{ m.content }}"

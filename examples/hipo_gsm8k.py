@@ -17,17 +17,17 @@ from typing import Any
 
 from hipo_steps import check_unfinished, in_pass_rewards, reinforce, say, told, write_questions
 
-from swift_rm.embedded import TINY_THINKER, load_language_model
 from swift_rm.hipo import Template
-from swift_rm.hipo.cold_rows import to_dataset, write_rows
-from swift_rm.hipo.data import build
-from swift_rm.hipo.endpoint_explainer import EndpointExplainer
-from swift_rm.hipo.judge_text import RuleExplainer
+from swift_rm.hipo.cold_start.cold_rows import to_dataset, write_rows
+from swift_rm.hipo.cold_start.cold_start import build
+from swift_rm.hipo.cold_start.endpoint_explainer import EndpointExplainer
+from swift_rm.hipo.cold_start.judge_text import RuleExplainer
+from swift_rm.hipo.cold_start.mode_sampling import sample_modes
+from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
+from swift_rm.hipo.cold_start.sft import lora_config, sft
 from swift_rm.hipo.measuring import measure
-from swift_rm.hipo.mode_sampling import sample_modes
-from swift_rm.hipo.questions import answer_grader, hipo_rows
-from swift_rm.hipo.sft import lora_config, sft
-from swift_rm.hipo.tags import add_tags, missing_tags
+from swift_rm.hipo.response.tags import add_tags, missing_tags
+from swift_rm.models.load import TINY_THINKER, load_language_model
 from swift_rm.tasks.jsonl import JsonlTask
 
 SYSTEM = r"Put the final answer, a number and nothing else, within \boxed{}."

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from hipo_steps import check_unfinished, in_pass_rewards, reinforce, say, told
 
-from swift_rm.embedded import TINY_THINKER, load_language_model
-from swift_rm.hipo.cold_rows import to_dataset, write_rows
-from swift_rm.hipo.data import build
-from swift_rm.hipo.judge_text import RuleExplainer
+from swift_rm.hipo.cold_start.cold_rows import to_dataset, write_rows
+from swift_rm.hipo.cold_start.cold_start import build
+from swift_rm.hipo.cold_start.judge_text import RuleExplainer
+from swift_rm.hipo.cold_start.mode_sampling import sample_modes
+from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
+from swift_rm.hipo.cold_start.sft import sft
 from swift_rm.hipo.measuring import measure
-from swift_rm.hipo.mode_sampling import sample_modes
-from swift_rm.hipo.questions import answer_grader, hipo_rows
-from swift_rm.hipo.sft import sft
-from swift_rm.tables import counted
+from swift_rm.models.load import TINY_THINKER, load_language_model
+from swift_rm.report.tables import counted
 from swift_rm.tasks.homework import HomeworkTask
 
 

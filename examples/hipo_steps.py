@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from swift_rm import SwiftConfig, SwiftRewardModel, fit, sample
-from swift_rm.files import write_whole
+from swift_rm.files.atomic_write import write_whole
+from swift_rm.files.json_lines import json_line
+from swift_rm.hipo.cold_start.questions import difficulty_of
+from swift_rm.hipo.cold_start.sft import device_settings, save_merged
 from swift_rm.hipo.metrics import Row, step_metrics
-from swift_rm.hipo.questions import difficulty_of
-from swift_rm.hipo.refresh import Refresh
-from swift_rm.hipo.report import alarms, run_log, sentences
-from swift_rm.hipo.report_page import render_run
+from swift_rm.hipo.report.report import alarms, run_log, sentences
+from swift_rm.hipo.report.report_page import render_run
+from swift_rm.hipo.response.template import FREE
 from swift_rm.hipo.rollout import SwiftRollouts
-from swift_rm.hipo.sft import device_settings, save_merged
-from swift_rm.hipo.template import FREE
-from swift_rm.hipo.watching import quiet, stopping, watch
-from swift_rm.json_lines import json_line
-from swift_rm.model_shape import model_shape
-from swift_rm.tables import aligned
+from swift_rm.hipo.rollouts.refresh import Refresh
+from swift_rm.hipo.trainer.watching import quiet, stopping, watch
+from swift_rm.models.model_shape import model_shape
+from swift_rm.report.tables import aligned
 from swift_rm.tasks.homework import HomeworkTask
 
 RATED, LABELLED = 150, 0.05  # questions whose labels a reward head is trained on before RL, and their share in RL

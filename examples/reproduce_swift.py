@@ -25,14 +25,14 @@ from swift_heads import heads_of, rewards_of
 from swift_questions import check_disjoint, digest_of, open_questions, question_files
 from swift_table import measure, write_table
 
-from swift_rm.commands import parse_layers
-from swift_rm.embedded import TINY, load_language_model
-from swift_rm.feature_estimate import announce
-from swift_rm.feature_key import FeatureKey
-from swift_rm.files import write_whole
-from swift_rm.model_shape import model_shape
-from swift_rm.rollouts import Rollout, finite
-from swift_rm.sampling import sample
+from swift_rm.cli.shared import parse_layers
+from swift_rm.features.estimate import announce
+from swift_rm.features.key import FeatureKey
+from swift_rm.files.atomic_write import write_whole
+from swift_rm.models.load import TINY, load_language_model
+from swift_rm.models.model_shape import model_shape
+from swift_rm.records.rollouts import Rollout, finite
+from swift_rm.sampling.sample import sample
 
 SIZES = ("train_questions", "train_n", "test_questions", "test_n", "max_new_tokens")
 

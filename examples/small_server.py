@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from swift_rm.embedded import TINY, load_language_model
+from swift_rm.models.load import TINY, load_language_model
 
 MOST = {"n": 128, "top_logprobs": 20}
 LONGEST_BODY = 1_000_000  # bytes

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from swift_protocol import RECIPES
 
-from swift_rm.encoding import encode
-from swift_rm.feature_key import FeatureKey
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import SHARD_BYTES, FeatureWriter
-from swift_rm.files import write_whole
-from swift_rm.fit import fit_bank
-from swift_rm.plans import HeadPlan
-from swift_rm.reward_model import CONFIG, SwiftRewardModel
-from swift_rm.rollouts import Rollout, finite
-from swift_rm.scoring import score_heads
+from swift_rm.features.key import FeatureKey
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import SHARD_BYTES, FeatureWriter
+from swift_rm.files.atomic_write import write_whole
+from swift_rm.records.rollouts import Rollout, finite
+from swift_rm.reward.reward_model import CONFIG, SwiftRewardModel
+from swift_rm.scoring.score import score_heads
+from swift_rm.tokens.encoding import encode
+from swift_rm.training.fit import fit_bank
+from swift_rm.training.head_grid import HeadPlan
 
 SHARD_QUESTIONS = 4  # of full length; those of usual length are about ten
 

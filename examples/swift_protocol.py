@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from swift_rm.feature_key import FeatureKey
-from swift_rm.files import write_whole
-from swift_rm.fit_settings import FitSettings
-from swift_rm.quantised import is_quantised
+from swift_rm.features.key import FeatureKey
+from swift_rm.features.quantised import is_quantised
+from swift_rm.files.atomic_write import write_whole
+from swift_rm.training.fit_settings import FitSettings
 
 
 @dataclass(frozen=True)

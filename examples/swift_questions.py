@@ -12,7 +12,7 @@ from typing import Any
 
 from swift_protocol import Protocol
 
-from swift_rm.files import write_whole
+from swift_rm.files.atomic_write import write_whole
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tasks.jsonl import JsonlTask
 from swift_rm.tasks.task import Question

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from swift_protocol import PUBLISHED, PUBLISHED_KS
 
-from swift_rm.auroc import within_question_auroc
-from swift_rm.baselines import mean_logprob
-from swift_rm.curves import Subsets, best_of_curves, fixed_weights, majority_curve, vote_curve
-from swift_rm.intervals import Interval, Resamples
-from swift_rm.rollouts import Rollout, group_by_question
-from swift_rm.rules import VOTE_SUBSETS, election
+from swift_rm.evaluation.auroc import within_question_auroc
+from swift_rm.evaluation.intervals import Interval, Resamples
+from swift_rm.evaluation.rule_curves import VOTE_SUBSETS, election
+from swift_rm.evaluation.subset_accuracy import Subsets, best_of_curves, fixed_weights, majority_curve, vote_curve
+from swift_rm.records.rollouts import Rollout, group_by_question
 from swift_rm.selection import reward_weights, shrunk_means
+from swift_rm.selection.baselines import mean_logprob
 
 Floats = npt.NDArray[np.float64]
 

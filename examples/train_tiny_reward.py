@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 from swift_rm import SwiftConfig, evaluate, fit, sample
-from swift_rm.embedded import TINY, load_language_model
-from swift_rm.model_shape import model_shape
-from swift_rm.rollouts import Rollout
-from swift_rm.scoring import score_rollouts
-from swift_rm.tables import format_table
+from swift_rm.models.load import TINY, load_language_model
+from swift_rm.models.model_shape import model_shape
+from swift_rm.records.rollouts import Rollout
+from swift_rm.report.tables import format_table
+from swift_rm.scoring.score import score_rollouts
 from swift_rm.tasks.homework import HomeworkTask, parse, split_of
 
 

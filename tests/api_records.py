@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from swift_rm.embedded import load_language_model
-from swift_rm.logprobs import TokenLogprobs, logprobs_of
-from swift_rm.rollouts import Rollout
-from swift_rm.sampling import sample
+from swift_rm.models.load import load_language_model
+from swift_rm.records.rollouts import Rollout
+from swift_rm.reward.logprobs import TokenLogprobs, logprobs_of
+from swift_rm.sampling.sample import sample
 from swift_rm.tasks.homework import HomeworkTask
 
 

@@ -14,7 +14,7 @@ from api_server import KEY, fake_api
 from homework_corpus import make_tokenizer
 from tiny_models import tiny_model
 
-from swift_rm.rollouts import Rollout
+from swift_rm.records.rollouts import Rollout
 
 
 @pytest.fixture(scope="session")

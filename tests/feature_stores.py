@@ -6,8 +6,8 @@ import hashlib
 
 import torch
 
-from swift_rm.feature_key import FeatureKey
-from swift_rm.rollouts import Rollout
+from swift_rm.features.key import FeatureKey
+from swift_rm.records.rollouts import Rollout
 
 HIDDEN = 8
 

@@ -13,8 +13,8 @@ from http.client import HTTPResponse
 
 import uvicorn
 
-from swift_rm.gateway.app import create_app
-from swift_rm.gateway.settings import Settings
+from swift_rm.gateway.app.app import create_app
+from swift_rm.gateway.request.settings import Settings
 
 CHAT = "/v1/chat/completions"
 

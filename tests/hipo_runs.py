@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from swift_rm.embedded import load_language_model
-from swift_rm.hipo.questions import answer_grader, hipo_rows
-from swift_rm.hipo.template import Template
-from swift_rm.tasks.named import open_world
+from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
+from swift_rm.hipo.response.template import Template
+from swift_rm.models.load import load_language_model
+from swift_rm.tasks.task_lookup import open_world
 
 NO_JUDGE = Template(judge=None)  # the packaged model knows no judge block
 
@@ -18,7 +18,7 @@ def homework(questions=6):
 
 
 def settings(folder, **changed):
-    from swift_rm.hipo.trainer import HiPOConfig
+    from swift_rm.hipo.trainer.trainer import HiPOConfig
 
     usual = {
         "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 48,
@@ -30,7 +30,7 @@ def settings(folder, **changed):
 
 def make_trainer(folder, *, data=None, grade=None, template=NO_JUDGE, model=None, others=None, **changed):
     """A trainer of a fresh copy of the tiny reasoner on a few homework questions, on the CPU."""
-    from swift_rm.hipo.trainer import HiPOTrainer
+    from swift_rm.hipo.trainer.trainer import HiPOTrainer
 
     rows, homework_grade = homework()
     loaded, tokenizer = load_language_model(device="cpu", progress=False)

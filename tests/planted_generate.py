@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from swift_rm.transformers_internals import cache_name, cache_of
+from swift_rm.models.transformers_internals import cache_name, cache_of
 
 # fault -> what readers that count tokens say, and what a tap says, which sees forward calls and what comes out (None: nothing,
 # since its states are still those of the tokens)

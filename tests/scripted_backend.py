@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from swift_rm.gateway.backend import Answer, Delta, Forwarded
-from swift_rm.ranking import Candidate
+from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
+from swift_rm.selection.candidates import Candidate
 
 
 def candidate(text, reward=1.0, probability=0.75, tokens=3):

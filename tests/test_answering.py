@@ -9,12 +9,12 @@ import pytest
 import torch
 from test_external import classifier
 
-import swift_rm.embedded
+import swift_rm.models.load
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n
-from swift_rm.cli import main
-from swift_rm.embedded import ASSETS, load_language_model
-from swift_rm.generation import seed_for
-from swift_rm.question_records import read_records
+from swift_rm.cli.main import main
+from swift_rm.cli.question_records import read_records
+from swift_rm.models.load import ASSETS, load_language_model
+from swift_rm.sampling.generation import seed_for
 from swift_rm.tasks.homework import HomeworkTask
 
 MODELS = ["--model", "tiny-reasoner", "--reward-model", "tiny-reasoner-reward"]
@@ -112,7 +112,7 @@ def test_ctrl_c_at_any_moment_leaves_whole_answers_and_the_rerun_ends_equal(aske
         return model, tokenizer
 
     out = tmp_path / "results.jsonl"
-    monkeypatch.setattr(swift_rm.embedded, "load_language_model", load)
+    monkeypatch.setattr(swift_rm.models.load, "load_language_model", load)
     code, printed, error = run(capsys, *WAVES, "--input", asked, "--out", out)
     monkeypatch.undo()
     assert (code, printed) == (130, "")
@@ -228,7 +228,7 @@ def test_a_budget_is_shared_out_among_all_questions_in_one_run(asked, tmp_path, 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["swift_rm.best_of_n"], "best_of_n", interrupted)
+    monkeypatch.setattr(sys.modules["swift_rm.decoding.best_of_n"], "best_of_n", interrupted)
     code, printed, error = run(capsys, *command, tmp_path / "new.jsonl")
     assert (code, printed) == (130, "")
     assert error == "swift-rm: stopped; nothing was written: a budget is for all questions in one run\n"
@@ -257,8 +257,8 @@ def test_ctrl_c_prints_what_is_there_of_typed_questions(capsys, monkeypatch):
         on_results(real(*args, **kwargs)[:1])
         raise KeyboardInterrupt
 
-    real = sys.modules["swift_rm.best_of_n"].best_of_n
-    monkeypatch.setattr(sys.modules["swift_rm.best_of_n"], "best_of_n", interrupted)
+    real = sys.modules["swift_rm.decoding.best_of_n"].best_of_n
+    monkeypatch.setattr(sys.modules["swift_rm.decoding.best_of_n"], "best_of_n", interrupted)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     code, printed, error = run(capsys, "-n", 2, "27+15-08", "31-14+22")
     assert (code, error) == (130, "swift-rm: stopped; 1 of 2 questions were answered in full\n")

@@ -11,9 +11,9 @@ from api_server import KEY, MODEL, answer, choice, choices, drawn, leaks, raw, s
 
 from swift_rm import ApiBestOfN, SwiftConfig, SwiftRewardModel
 from swift_rm.api.failures import ApiFailure
-from swift_rm.logprob_features import response_features
-from swift_rm.logprobs import TokenLogprobs, packed_logprobs
-from swift_rm.selection import select
+from swift_rm.reward.logprob_features import response_features
+from swift_rm.reward.logprobs import TokenLogprobs, packed_logprobs
+from swift_rm.selection.rules import select
 
 PROMPTS = ["1 + 1", [{"role": "user", "content": "1 + 2"}], "1 + 3"]
 

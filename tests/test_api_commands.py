@@ -5,7 +5,7 @@ import torch
 from api_server import KEY, answer, leaks, status
 from test_api_best_of_n import fails_on, reward_model
 
-from swift_rm.cli import main
+from swift_rm.cli.main import main
 
 QUESTIONS = ["1 + 1", "1 + 2", "1 + 3"]
 

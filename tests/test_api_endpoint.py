@@ -11,8 +11,8 @@ from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.failures import ApiFailure, Hopeless, Refused
 from swift_rm.api.keys import ApiKey
 from swift_rm.api.reply import read_reply
+from swift_rm.api.retry_delay import backoff, told_to_wait
 from swift_rm.api.usage import Usage
-from swift_rm.api.waiting import backoff, told_to_wait
 
 ASKED = [{"role": "user", "content": "1 + 1"}]
 

@@ -17,7 +17,7 @@ from swift_rm.api.keys import ApiKey
 from swift_rm.api.reply import read_reply
 from swift_rm.api.request_pool import RequestPool
 from swift_rm.api.sampling import sample_api
-from swift_rm.appending import LineAppender
+from swift_rm.files.jsonl_appender import LineAppender
 
 ASKED = [{"role": "user", "content": "1 + 1"}]
 

@@ -11,8 +11,8 @@ from api_server import KEY, MODEL, answer, choice, choices, cut, drawn, leaks, r
 from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.failures import ApiFailure
 from swift_rm.api.sampling import sample_api
-from swift_rm.cli import main
-from swift_rm.rollouts import read_rollouts
+from swift_rm.cli.main import main
+from swift_rm.records.rollouts import read_rollouts
 from swift_rm.tasks.task import Grade, Question
 
 QUESTIONS = [Question(f"q{i}", [{"role": "user", "content": f"1 + {i}"}], str(i % 3)) for i in range(6)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from swift_rm.auroc import pooled_auroc, within_question_auroc
+from swift_rm.evaluation.auroc import pooled_auroc, within_question_auroc
 
 
 def scored_questions(ties):

@@ -3,11 +3,11 @@ import torch
 from test_fit import CONFIG, auroc, planted
 
 from swift_rm import SwiftConfig
-from swift_rm.features import Features
-from swift_rm.fit import fit_bank, fit_features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.judging import best_of
-from swift_rm.plans import HeadPlan, bank_layers, plan_grid
+from swift_rm.features.read_states import Features
+from swift_rm.training.fit import fit_bank, fit_features
+from swift_rm.training.fit_settings import FitSettings
+from swift_rm.training.head_grid import HeadPlan, bank_layers, plan_grid
+from swift_rm.training.head_validation import best_of
 
 TWO = SwiftConfig(4, (0, 2))  # the planted states as two layers of four
 
@@ -120,8 +120,8 @@ def test_centring_and_balance_remove_what_only_tells_questions_apart():
 
 
 def test_centred_scores_are_those_of_centred_states():
-    from swift_rm.bank import HeadBank
-    from swift_rm.scaling import measure_scaling
+    from swift_rm.training.head_bank import HeadBank
+    from swift_rm.training.input_standardisation import measure_scaling
 
     features, settings = planted(questions=10), FitSettings(centre=True)
     everything = torch.arange(10)
@@ -139,7 +139,7 @@ def test_centred_scores_are_those_of_centred_states():
 
 
 def test_standardising_by_layer_keeps_the_ratios_within_a_layer():
-    from swift_rm.scaling import Scaling
+    from swift_rm.training.input_standardisation import Scaling
 
     scaling = Scaling(torch.arange(4.0), torch.tensor([1.0, 3.0, 5.0, 5.0]))
     by_layer = scaling.of(slice(None), "layer", 2)

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from swift_rm.baselines import (
+from swift_rm.records.rollouts import Rollout
+from swift_rm.selection.baselines import (
     BASELINES,
     baseline_scores,
     deepconf_bottom,
@@ -12,7 +13,6 @@ from swift_rm.baselines import (
     mean_logprob,
     random,
 )
-from swift_rm.rollouts import Rollout
 
 
 def rollout(question_id="q", tokens=4, logprob_mean=None, **extra):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.pruning import Halving
-from swift_rm.selection import select as select_candidate
+from swift_rm.decoding.pruning import Halving
+from swift_rm.selection.rules import select as select_candidate
 from swift_rm.tasks.homework import HomeworkTask
 
 SETTINGS = {"max_new_tokens": 10}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from swift_rm.cache_rows import SPARE, GrowingLayer, closed_up, keep_rows, refuse_cache, rows_like, take_rows
+from swift_rm.models.kv_cache_rows import SPARE, GrowingLayer, closed_up, keep_rows, refuse_cache, rows_like, take_rows
 
 
 def filled(rows=3, tokens=5, layers=2, seed=0):

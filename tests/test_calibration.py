@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from swift_rm.calibration import METHODS, Calibration, fit_calibration
+from swift_rm.reward.calibration import METHODS, Calibration, fit_calibration
 
 
 def drawn(slope, offset, n=20000):

@@ -10,10 +10,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from swift_rm.chart import Chart, chart_style, drawing
-from swift_rm.intervals import Interval
-from swift_rm.palette import DARK, LIGHT
-from swift_rm.plotting import (
+from swift_rm.evaluation.intervals import Interval
+from swift_rm.report.palette import DARK, LIGHT
+from swift_rm.report.plots.axes_and_labels import (
     DASHES,
     Label,
     Look,
@@ -29,6 +28,7 @@ from swift_rm.plotting import (
     spread,
     whiskers,
 )
+from swift_rm.report.plots.chart import Chart, chart_style, drawing
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from swift_rm import SwiftRewardModel
-from swift_rm.cli import main
-from swift_rm.commands import parse_layers, printable
-from swift_rm.embedded import ASSETS
+from swift_rm.cli.main import main
+from swift_rm.cli.shared import parse_layers, printable
+from swift_rm.models.load import ASSETS
 
 TINY = ["--model", "tiny-reasoner"]
 REWARD = ["--reward-model", "tiny-reasoner-reward"]

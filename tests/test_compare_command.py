@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from test_token_view import HOSTILE, UNSEEN, Page, browse  # noqa: F401
 
-from swift_rm.cli import main
-from swift_rm.page import POLICY, visible
+from swift_rm.cli.main import main
+from swift_rm.report.html_page import POLICY, visible
 
 LONG = "word " * 5000 + "the end"
 
@@ -215,7 +215,7 @@ def test_the_page_shows_as_many_disagreements_as_asked_for(capsys, files, tmp_pa
 
 def test_charts_are_drawn_from_the_json_alone(capsys, files):
     pytest.importorskip("matplotlib")
-    from swift_rm.compare_charts import accuracy_by_k, difference_by_k
+    from swift_rm.report.plots.compare_charts import accuracy_by_k, difference_by_k
 
     data = json.loads(run(capsys, *files, "--rules", "majority", "swift_best", "--json")[1])
     chart = difference_by_k(data)
@@ -245,7 +245,7 @@ def test_the_page_of_one_question_has_no_plural_and_every_box_that_scrolls_a_nam
 
 def test_the_chart_of_differences_has_the_sign_of_its_texts(capsys, files):
     pytest.importorskip("matplotlib")
-    from swift_rm.compare_charts import difference_by_k
+    from swift_rm.report.plots.compare_charts import difference_by_k
 
     data = json.loads(run(capsys, *files, "--rules", "majority", "swift_best", "--json")[1])
     for row in data["by_k"]:

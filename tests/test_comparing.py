@@ -4,16 +4,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from swift_rm.comparing import compare, count, disagreements
-from swift_rm.evaluation import evaluate
-from swift_rm.matching import match
-from swift_rm.sides import SCORES, Choice, Side, check_rule, chosen, measure
+from swift_rm.evaluation.evaluate import evaluate
+from swift_rm.evaluation.paired_questions import match
+from swift_rm.evaluation.rule_comparison import compare, count, disagreements
+from swift_rm.evaluation.rule_outcome import SCORES, Choice, Side, check_rule, chosen, measure
 
 
 @pytest.fixture(scope="module")
 def rollouts():
     """60 questions x 8 responses with every score, some missing, and answers of which some are graded both ways."""
-    from swift_rm.rollouts import Rollout
+    from swift_rm.records.rollouts import Rollout
 
     rng = np.random.default_rng(5)
     made = []

@@ -4,8 +4,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from swift_rm.curves import Subsets, best_of_curves, borda_weights, fixed_weights, majority_curve, vote_curve
-from swift_rm.selection import borda_votes, shrunk_means
+from swift_rm.evaluation.subset_accuracy import Subsets, best_of_curves, borda_weights, fixed_weights, majority_curve, vote_curve
+from swift_rm.selection.rules import borda_votes, shrunk_means
 
 NAN = math.nan
 

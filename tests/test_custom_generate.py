@@ -8,10 +8,10 @@ from test_tap import hooks
 from tiny_models import ARCHITECTURES, tiny_model
 
 from swift_rm import score
-from swift_rm.custom_generate import BestOfNDecoding, BestOfNOutput
-from swift_rm.encoding import encode
-from swift_rm.scoring import score_encoded
-from swift_rm.selection import select
+from swift_rm.decoding.custom_generate import BestOfNDecoding, BestOfNOutput
+from swift_rm.scoring.score import score_encoded
+from swift_rm.selection.rules import select
+from swift_rm.tokens.encoding import encode
 
 PROCESSED = {
     "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "bad_words_ids": [[5, 6], [9]],

@@ -8,8 +8,8 @@ from tiny_models import older_than
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from swift_rm import BestOfNDecoding, SwiftConfig, SwiftRewardModel
-from swift_rm.custom_generate import BestOfNOutput
-from swift_rm.embedded import ASSETS, TINY, TINY_REWARD, load_language_model
+from swift_rm.decoding.custom_generate import BestOfNOutput
+from swift_rm.models.load import ASSETS, TINY, TINY_REWARD, load_language_model
 
 FOLDER = Path(__file__).parent.parent / "examples" / "custom_generate_swift"
 SETTINGS = {"max_new_tokens": 16, "return_dict_in_generate": True}

@@ -10,9 +10,9 @@ from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWar
 from transformers.cache_utils import DynamicLayer
 
 from swift_rm import score
-from swift_rm.decoded import Limits
-from swift_rm.decoding import PromptBatch
-from swift_rm.running import RunningRewards
+from swift_rm.capture.running_reward import RunningRewards
+from swift_rm.decoding.decoded_candidate import Limits
+from swift_rm.decoding.loop import PromptBatch
 
 OFTEN = list(range(2, 14))  # so many ends of sequence that rows end at different steps
 LENGTHS = (5, 3, 7)
@@ -265,7 +265,7 @@ def test_an_interrupt_leaves_what_had_finished(llama, monkeypatch, where, positi
     prompts = read(llama, rm, logits_processor=[processor])
     handle = llama.model.norm.register_forward_hook(lambda *args: raise_at(7) if where == "model" else None)
     if where == "keep_rows":
-        monkeypatch.setattr("swift_rm.decoding.keep_rows", lambda *args: raise_at(1))
+        monkeypatch.setattr("swift_rm.decoding.loop.keep_rows", lambda *args: raise_at(1))
     try:
         decoding = prompts.decode([0, 1, 2] * 5)
     finally:

@@ -8,10 +8,10 @@ from test_streaming import make_rm
 from test_tap import hooks
 
 from swift_rm import score
-from swift_rm.engine import Asked, Engine
-from swift_rm.generation import sampling_settings
-from swift_rm.pruning import Halving
-from swift_rm.waves import Plan
+from swift_rm.decoding.candidate_budget import Plan
+from swift_rm.decoding.engine import Asked, Engine
+from swift_rm.decoding.pruning import Halving
+from swift_rm.sampling.generation import sampling_settings
 
 PROMPTS = [[20, 21, 22, 23], [24, 25], [26, 27, 28], [29], [30, 31, 32]]
 FREE = {"eos_token_id": None, "max_new_tokens": 8}  # no row ends before the others

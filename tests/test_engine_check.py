@@ -13,14 +13,14 @@ import torch
 from tiny_models import tiny_model
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.cli import main
-from swift_rm.embedded import load_language_model
-from swift_rm.engine_check import check_engine
-from swift_rm.engine_commands import format_check, json_of
-from swift_rm.engine_prompts import PROMPTS, prompts_of
-from swift_rm.engine_run import EngineRun, Recorded, teacher_force
-from swift_rm.integrations.vllm.output import kept_off_the_terminal
-from swift_rm.resembling import resembling
+from swift_rm.cli.check_engine import format_check, json_of
+from swift_rm.cli.engine_prompts import PROMPTS, prompts_of
+from swift_rm.cli.main import main
+from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
+from swift_rm.models.load import load_language_model
+from swift_rm.parity.engine_check import check_engine
+from swift_rm.parity.recorded_run import EngineRun, Recorded, teacher_force
+from swift_rm.parity.shifted_layers import resembling
 
 LAYERS, D = (0, 2, -1), 32
 GENERATOR = torch.Generator().manual_seed(0)
@@ -286,8 +286,8 @@ def asked(monkeypatch, recorded):
         os.write(1, b"noise\n")
         return recorded
 
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.32.0")
-    monkeypatch.setattr("swift_rm.integrations.vllm.parity.record_vllm", record)
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda: "0.32.0")
+    monkeypatch.setattr("swift_rm.integrations.vllm.offline.parity.record_vllm", record)
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
     monkeypatch.setenv("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     return calls
@@ -317,7 +317,7 @@ def test_the_command_prints_the_verdict_and_nothing_of_vllm(capfd, asked):
 
 def test_a_difference_is_exit_code_1(capfd, asked, monkeypatch, recorded):
     other = changed(recorded, lambda states: states * np.float32(1.01))
-    monkeypatch.setattr("swift_rm.integrations.vllm.parity.record_vllm", lambda *_, **__: other)
+    monkeypatch.setattr("swift_rm.integrations.vllm.offline.parity.record_vllm", lambda *_, **__: other)
     code, out, _ = run(capfd)
     assert code == 1
     assert out.splitlines()[-1].startswith("different: layers 0, 1, 2, 3, 4 of the 5 read differ")
@@ -356,7 +356,7 @@ def test_a_reward_model_of_log_probabilities_is_refused(capfd, asked, tmp_path):
 
 def test_without_vllm_or_with_another_version_it_says_what_to_install(capfd, monkeypatch):
     for version, said in ((None, "which is not installed"), ("0.31.2", "but 0.31.2 is installed")):
-        monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda version=version: version)
+        monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda version=version: version)
         code, out, error = run(capfd)
         assert (code, out) == (1, "")
         assert said in error
@@ -407,7 +407,7 @@ def test_what_is_printed_inside_is_kept_off_the_terminal(capfd):
 
 
 def test_what_python_has_not_written_yet_goes_where_it_was_meant_to():
-    program = "from swift_rm.integrations.vllm.output import kept_off_the_terminal as kept\nprint('before')\n"
+    program = "from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal as kept\nprint('before')\n"
     program += "with kept():\n    print('inside')\nprint('after')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("before\nafter\n", "")

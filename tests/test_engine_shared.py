@@ -8,10 +8,10 @@ from test_engine import FREE, PROMPTS, Forwards, answer, check_rewards, make_eng
 from test_streaming import make_rm
 
 from swift_rm import best_of_n
-from swift_rm.decoded import Step
-from swift_rm.engine import Asked, OutOfMemory
-from swift_rm.live import LiveTable
-from swift_rm.waves import Plan, Sampled
+from swift_rm.cli.candidate_table import LiveTable
+from swift_rm.decoding.candidate_budget import Plan, Sampled
+from swift_rm.decoding.decoded_candidate import Step
+from swift_rm.decoding.engine import Asked, OutOfMemory
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 8}
 

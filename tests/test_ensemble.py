@@ -11,12 +11,12 @@ from test_streaming import SAMPLED, batch, cut, make_rm
 from tiny_models import tiny_model
 
 from swift_rm import StreamingReward, SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.cli import main
-from swift_rm.embedded import ASSETS
-from swift_rm.head import combine, spread
-from swift_rm.reward_model import CONFIG, WEIGHTS
-from swift_rm.scoring import score_rollouts
-from swift_rm.token_scoring import score_tokens
+from swift_rm.cli.main import main
+from swift_rm.models.load import ASSETS
+from swift_rm.reward.head import combine, spread
+from swift_rm.reward.reward_model import CONFIG, WEIGHTS
+from swift_rm.scoring.score import score_rollouts
+from swift_rm.scoring.token_scoring import score_tokens
 
 
 def members(count=3, **config):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from swift_rm.evaluation import evaluate
-from swift_rm.intervals import paired_difference
-from swift_rm.rollouts import Rollout
+from swift_rm.evaluation.evaluate import evaluate
+from swift_rm.evaluation.intervals import paired_difference
+from swift_rm.records.rollouts import Rollout
 
 
 def rollout(question, answer, label, reward=None, tokens=3, **extra):

@@ -9,8 +9,8 @@ from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.utils import validate_repo_id
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.cli import main
-from swift_rm.evaluation_results import FIGURES, FILES, hub_name
+from swift_rm.cli.main import main
+from swift_rm.reward.evaluation_results import FIGURES, FILES, hub_name
 
 NOTES = (
     "best of 16 answers of org/model, rule {}, 95 % interval [{}], 300 questions; "

@@ -4,9 +4,9 @@ import re
 import pytest
 from test_token_view import Page
 
-from swift_rm.cli import main
-from swift_rm.explain import read_questions, view_candidate
-from swift_rm.token_scoring import ScoredTokens
+from swift_rm.cli.explain import read_questions, view_candidate
+from swift_rm.cli.main import main
+from swift_rm.scoring.token_scoring import ScoredTokens
 
 MODELS = ["--model", "tiny-reasoner", "--reward-model", "tiny-reasoner-reward"]
 RIGHT, WRONG = "<think>27+15=42, </think><answer>42</answer>", "<think>27+15=32, </think><answer>32</answer>"

@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 
-from swift_rm.external import SequenceClassificationReward
+from swift_rm.scoring.external import SequenceClassificationReward
 
 RESPONSES = ["27+15=42", "27+15=32, 32-08=24, so 24", "4"]
 MESSAGES = [{"role": "user", "content": "27+15"}]

@@ -7,9 +7,9 @@ import pytest
 from feature_stores import make_key
 from test_feature_store import damage, make_store
 
-from swift_rm.feature_commands import features
-from swift_rm.feature_estimate import FeatureEstimate, announce, readable, shape_of
-from swift_rm.feature_store import FeatureStore
+from swift_rm.cli.features import features
+from swift_rm.features.estimate import FeatureEstimate, announce, readable, shape_of
+from swift_rm.features.store import FeatureStore
 
 LARGE = FeatureEstimate(6000, 8, 400, 33, 4096)
 

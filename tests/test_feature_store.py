@@ -8,9 +8,9 @@ import torch
 from feature_stores import fill, make_key, make_rollouts, state_of, states_of
 from safetensors import safe_open
 
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import FeatureWriter
-from swift_rm.views import view_rows
+from swift_rm.features.row_selection import view_rows
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import FeatureWriter
 
 POSITIONS = [("generating",), ("token",), ("generating", "token")]
 

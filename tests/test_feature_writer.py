@@ -15,11 +15,11 @@ import torch
 from feature_stores import fill, make_key, make_rollouts, states_of
 from test_feature_store import damage, read_all
 
-from swift_rm.feature_key import FeatureKey
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import FeatureWriter
-from swift_rm.identity import fingerprint
-from swift_rm.sampling import sample
+from swift_rm.features.key import FeatureKey
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import FeatureWriter
+from swift_rm.reward.identity import fingerprint
+from swift_rm.sampling.sample import sample
 from swift_rm.tasks.task import Grade
 
 SMALL = 1000  # bytes a shard: one or two questions
@@ -165,8 +165,8 @@ import os, random, signal, sys, threading, time, tqdm
 tqdm.tqdm.set_lock(threading.RLock())  # its own one is shared with children, and one that is killed may hold it
 sys.path[:0] = {paths!r}
 from feature_stores import fill, make_key
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import FeatureWriter
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import FeatureWriter
 
 def run(folder):
     with FeatureWriter(folder, make_key(dtype="int8"), shard_bytes=3000) as writer:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from swift_rm.fed_tokens import FedTokens
+from swift_rm.capture.fed_tokens import FedTokens
 
 OUT = torch.randint(0, 2**31, (3, 9), generator=torch.Generator().manual_seed(0))
 

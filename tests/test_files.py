@@ -8,8 +8,8 @@ from multiprocessing import get_context
 
 import pytest
 
-from swift_rm.appending import LineAppender
-from swift_rm.files import check_writable, write_whole
+from swift_rm.files.atomic_write import check_writable, write_whole
+from swift_rm.files.jsonl_appender import LineAppender
 
 BEGINS = '{"id": '
 
@@ -127,7 +127,7 @@ def test_what_the_disk_refuses_is_taken_back_whole_and_the_error_says_how_to_go_
 def test_a_writer_killed_at_any_moment_leaves_whole_lines_after_the_next_entry(tmp_path):
     path = tmp_path / "r.jsonl"
     program = (
-        "import sys; from swift_rm.appending import LineAppender\n"
+        "import sys; from swift_rm.files.jsonl_appender import LineAppender\n"
         "with LineAppender(sys.argv[1], '') as file:\n"
         "    i = 0\n"
         "    while True:\n"

@@ -1,8 +1,8 @@
 import pytest
 
-from swift_rm.evaluation import evaluate
-from swift_rm.findings import FEW, findings, headline
-from swift_rm.judged import judge
+from swift_rm.evaluation.evaluate import evaluate
+from swift_rm.report.question_summary import judge
+from swift_rm.report.result_sentences import FEW, findings, headline
 
 
 def question(make_rollout, name, answers, labels, rewards, **fields):

@@ -5,10 +5,10 @@ import torch
 from tiny_models import tiny_model
 
 from swift_rm import SwiftConfig, fit, score
-from swift_rm.auroc import within_question_auroc
-from swift_rm.features import Features, extract_features
-from swift_rm.fit import FitSettings, fit_features, split_questions
-from swift_rm.losses import LOSSES
+from swift_rm.evaluation.auroc import within_question_auroc
+from swift_rm.features.read_states import Features, extract_features
+from swift_rm.training.fit import FitSettings, fit_features, split_questions
+from swift_rm.training.losses import LOSSES
 
 
 def planted(questions=60, n=6, width=8, noise=0.5, seed=0):

@@ -7,8 +7,8 @@ import pytest
 from gateways import CHAT, running
 from scripted_backend import ScriptedBackend
 
-from swift_rm.gateway.access import Access, credentials, from_another_site
-from swift_rm.gateway.settings import Settings
+from swift_rm.gateway.app.access import Access, credentials, from_another_site
+from swift_rm.gateway.request.settings import Settings
 
 SETTINGS = Settings(model="m", reward_model="r", page=False)
 TOKEN = "s3cret-tökén"

@@ -8,9 +8,9 @@ import pytest
 from gateways import CHAT, running
 from scripted_backend import ScriptedBackend, candidate
 
-from swift_rm.gateway.app import create_app
-from swift_rm.gateway.metrics import Metrics
-from swift_rm.gateway.settings import Settings
+from swift_rm.gateway.app.app import create_app
+from swift_rm.gateway.http.metrics import Metrics
+from swift_rm.gateway.request.settings import Settings
 
 
 def settings(**fields):
@@ -40,7 +40,7 @@ def test_answers_a_chat_and_a_text_in_openais_form():
 
 
 def test_passes_a_plain_request_on_byte_for_byte():
-    from swift_rm.gateway.backend import Forwarded
+    from swift_rm.gateway.request.backend import Forwarded
 
     async def pieces():
         yield b"data: {}\n\n"
@@ -147,7 +147,7 @@ def test_health_says_why_not():
         assert late.status == 503 and "no word within 0.05 s" in late.json["reason"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("swift_rm.gateway.app.HEALTH_S", 0.05)
+        patch.setattr("swift_rm.gateway.app.app.HEALTH_S", 0.05)
         asyncio.run(run(patch))
 
 

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from swift_rm.engine import Asked
-from swift_rm.gateway.backend import Answer
-from swift_rm.gateway.batching import PADDING, Batches, Job, Sampling
-from swift_rm.gateway.errors import GatewayError
+from swift_rm.decoding.engine import Asked
+from swift_rm.gateway.local.batching import PADDING, Batches, Job, Sampling
+from swift_rm.gateway.request.backend import Answer
+from swift_rm.gateway.request.errors import GatewayError
 
 
 def make_job(name=0, rows=1, seed=None, prompt=3, **sampling):

@@ -9,9 +9,9 @@ import pytest
 from gateways import CHAT, running
 from scripted_backend import ScriptedBackend
 
-from swift_rm.gateway.body import parse
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.gateway.settings import Settings
+from swift_rm.gateway.http.body import parse
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.settings import Settings
 
 SETTINGS = Settings(model="m", reward_model="r", page=False, max_body_kib=2)
 GOOD = {"model": "plain", "messages": [{"role": "user", "content": "27 + 15"}]}
@@ -128,7 +128,7 @@ def test_a_body_in_pieces_is_read_and_one_that_stops_ends(monkeypatch):
             await asyncio.sleep(0.05)
             writer.write(body[10:])
             assert (await gateway.reply(reader, writer)).status == 200
-            monkeypatch.setattr("swift_rm.gateway.completions.BODY_S", 0.2)
+            monkeypatch.setattr("swift_rm.gateway.app.completions.BODY_S", 0.2)
             reader, writer = await gateway.open("POST", CHAT, body[:10], content_length=len(body))
             began = time.perf_counter()
             slow = await gateway.reply(reader, writer)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.embedded import TINY, TINY_REWARD, load_language_model, resolve
-from swift_rm.gateway.local import LocalBackend
-from swift_rm.gateway.settings import Settings
-from swift_rm.gateway.upstream import UpstreamBackend
+from swift_rm.gateway.local.local import LocalBackend
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.models.load import TINY, TINY_REWARD, load_language_model, resolve
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 CHECKS = [status_code_conformance, content_type_conformance]

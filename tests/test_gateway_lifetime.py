@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from gateway_stub import Stub
 
-from swift_rm.gateway.asking import Asking
-from swift_rm.gateway.backend import Delta
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.gateway.lifetime import Lifetime
+from swift_rm.gateway.app.backend_lifecycle import Lifetime
+from swift_rm.gateway.request.backend import Delta
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.request import Asking
 
 ASKING = Asking(True, "stub", [[{"role": "user", "content": "x"}]])
 

@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from swift_rm.gateway.live_text import LiveText, open_ends_of
-from swift_rm.stop_text import cut
+from swift_rm.gateway.local.live_text import LiveText, open_ends_of
+from swift_rm.tokens.stop_text import cut
 
 TEXTS = [
     "naïve café",

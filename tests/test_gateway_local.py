@@ -8,12 +8,12 @@ from test_engine import Forwards
 from test_streaming import make_rm
 
 from swift_rm import best_of_n, score
-from swift_rm.embedded import load_language_model, resolve
-from swift_rm.gateway.asking import Asking
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.gateway.local import LocalBackend
-from swift_rm.gateway.settings import Settings
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.gateway.local.local import LocalBackend
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.models.load import load_language_model, resolve
+from swift_rm.reward.reward_model import SwiftRewardModel
 
 SETTINGS = Settings(model="tiny-reasoner", reward_model="tiny-reasoner-reward")
 QUESTIONS = ["27+15", "31-14+22", "5+5", "90+80-3", "1+2+3+4"]

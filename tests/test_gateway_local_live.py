@@ -9,10 +9,10 @@ from test_engine import Forwards
 from test_gateway_local import answers, ask, endless, refusal, serving, tiny
 from test_sources import CONFIGS, END, reader
 
-from swift_rm.embedded import resolve
-from swift_rm.gateway.asking import Asking
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.request import Asking
+from swift_rm.models.load import resolve
+from swift_rm.reward.reward_model import SwiftRewardModel
 
 __all__ = ["endless", "tiny"]
 

@@ -10,8 +10,8 @@ import pytest
 from gateways import CHAT, running
 from scripted_backend import ScriptedBackend, candidate
 
-from swift_rm.gateway.logs import CAP, LOGGER, OTHERS, capped, configure, log_event, log_failure
-from swift_rm.gateway.settings import Settings
+from swift_rm.gateway.http.logs import CAP, LOGGER, OTHERS, capped, configure, log_event, log_failure
+from swift_rm.gateway.request.settings import Settings
 
 CANARY = "CANARY"
 

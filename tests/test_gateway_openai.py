@@ -10,10 +10,10 @@ from api_server import KEY, answer
 from gateways import serving
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.embedded import TINY, TINY_REWARD, load_language_model, resolve
-from swift_rm.gateway.local import LocalBackend
-from swift_rm.gateway.settings import Settings
-from swift_rm.gateway.upstream import UpstreamBackend
+from swift_rm.gateway.local.local import LocalBackend
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.models.load import TINY, TINY_REWARD, load_language_model, resolve
 from swift_rm.tasks.homework import HomeworkTask
 
 QUESTIONS = [question.prompt for question in HomeworkTask("test").questions(24, seed=3)]

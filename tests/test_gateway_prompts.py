@@ -3,10 +3,10 @@ import re
 
 import pytest
 
-from swift_rm.gateway.asking import Asking
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.gateway.prompts import Prompts
-from swift_rm.gateway.unsupported import refuse_unsupported
+from swift_rm.gateway.local.prompts import Prompts
+from swift_rm.gateway.local.unsupported import refuse_unsupported
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.request import Asking
 
 USER = {"role": "user", "content": "27+15"}
 STRICT = (

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from test_gateway_page import visit, words
 from test_gateway_serving import get, started
 
-from swift_rm.embedded import ASSETS, TINY, TINY_2, TINY_REWARD
+from swift_rm.models.load import ASSETS, TINY, TINY_2, TINY_REWARD
 
 PROGRAM = ("-m", "swift_rm.cli", "serve", "--model", TINY, "--reward-model")
 

@@ -9,8 +9,8 @@ from gateways import serving
 from test_scripts import ROOT
 
 from swift_rm import SwiftConfig, fit
-from swift_rm.gateway.settings import Settings
-from swift_rm.gateway.upstream import UpstreamBackend
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.gateway.upstream.upstream import UpstreamBackend
 from swift_rm.tasks.homework import HomeworkTask
 
 sys.path.append(str(ROOT / "benchmarks"))

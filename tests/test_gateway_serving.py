@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from gateway_stub import Stub
 
-from swift_rm.cli import main
-from swift_rm.gateway.listening import listen, url
-from swift_rm.gateway.metrics import Metrics
-from swift_rm.gateway.process import Process
-from swift_rm.gateway.settings import Settings
+from swift_rm.cli.main import main
+from swift_rm.gateway.http.metrics import Metrics
+from swift_rm.gateway.process.listening import listen, url
+from swift_rm.gateway.process.process import Process
+from swift_rm.gateway.request.settings import Settings
 
 STUB = Path(__file__).parent / "gateway_stub.py"
 NEEDED = ["serve", "--model", "m", "--reward-model", "r"]

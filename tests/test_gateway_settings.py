@@ -4,9 +4,9 @@ from dataclasses import fields
 
 import pytest
 
-from swift_rm.cli import build_parser
-from swift_rm.gateway.settings import Settings
-from swift_rm.gateway.settings_sources import read_settings
+from swift_rm.cli.main import build_parser
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.gateway.request.settings_sources import read_settings
 
 NEEDED = {"model": "m", "reward_model": "r"}
 
@@ -121,7 +121,7 @@ def test_every_setting_has_a_flag_and_its_line_of_help_and_only_what_is_given_is
 def test_help_is_quick_because_it_imports_nothing_heavy():
     program = (
         "import sys; sys.argv = ['swift-rm', 'serve', '--help']\n"
-        "from swift_rm.cli import main\n"
+        "from swift_rm.cli.main import main\n"
         "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
         "heavy = ['torch', 'transformers', 'fastapi', 'uvicorn', 'pydantic', 'prometheus_client', 'httpx2', 'numpy', 'yaml']\n"
         "assert not [name for name in heavy if name in sys.modules]\n"
@@ -133,7 +133,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch):
-    from swift_rm.gateway import serving
+    from swift_rm.gateway.process import serving
 
     monkeypatch.setattr(serving, "PACKAGES", ("uvicorn", "no_such_package"))
     with pytest.raises(ImportError, match=r"serving needs no_such_package: pip install \"swift-rm\[serve\]\""):
@@ -142,7 +142,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 
 @pytest.mark.parametrize("token", ["short", "has a space in it", "t\u00f6ken-t\u00f6ken", "with\ttab-in-it", "a\x7fbcdefghi"])
 def test_a_token_that_cannot_be_is_refused_without_showing_it(monkeypatch, token):
-    from swift_rm.gateway.serving import token_of
+    from swift_rm.gateway.process.serving import token_of
 
     monkeypatch.setenv("MINE", token)
     with pytest.raises(ValueError, match="the token in MINE must have at least 8 ASCII characters") as raised:
@@ -152,7 +152,7 @@ def test_a_token_that_cannot_be_is_refused_without_showing_it(monkeypatch, token
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org", "::ffff:10.0.0.1"])
 def test_whoever_is_not_alone_needs_a_token(monkeypatch, host):
-    from swift_rm.gateway.serving import token_of
+    from swift_rm.gateway.process.serving import token_of
 
     monkeypatch.delenv("SWIFT_RM_TOKEN", raising=False)
     with pytest.raises(ValueError, match=r"set a token, such as export SWIFT_RM_TOKEN=\"\$\(openssl rand -hex 24\)\""):
@@ -163,7 +163,7 @@ def test_whoever_is_not_alone_needs_a_token(monkeypatch, host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
 def test_this_machine_alone_needs_none(monkeypatch, host):
-    from swift_rm.gateway.serving import token_of
+    from swift_rm.gateway.process.serving import token_of
 
     monkeypatch.setenv("SWIFT_RM_TOKEN", " ")
     assert token_of(Settings(**NEEDED, host=host)) is None

@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 from api_server import KEY, MODEL, Left, answer, completion, cut, dripping, kept, leaks, raw, send, slow, status, streamed
 
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.gateway.settings import Settings
-from swift_rm.gateway.upstream import UpstreamBackend
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.gateway.upstream.upstream import UpstreamBackend
 
 CHAT = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "é 1 + 1"}]}, indent=1).encode()
 EVENTS = ['data: {"choices": [{"delta": {"content": "1"}}]}\n\n', ": a comment\n\n", "data: {}\n\nda", "ta: [DONE]\n\n"]

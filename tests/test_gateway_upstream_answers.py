@@ -13,12 +13,12 @@ from test_api_best_of_n import reward_model
 from swift_rm.api.best_of_n import candidates_of
 from swift_rm.api.reply import read_reply
 from swift_rm.api.text_choices import as_chat
-from swift_rm.gateway import upstream_drawing
-from swift_rm.gateway.asking import Limits, understand
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.gateway.settings import Settings
-from swift_rm.gateway.upstream import UpstreamBackend
-from swift_rm.selection import select
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.request import Limits, understand
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.gateway.upstream import sampler as upstream_drawing
+from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.selection.rules import select
 
 MESSAGES = [{"role": "user", "content": "1 + 1"}]
 

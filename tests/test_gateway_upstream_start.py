@@ -12,8 +12,8 @@ from gateways import serving
 from test_api_best_of_n import reward_model
 from test_gateway_upstream import CHAT, fault, settings
 
-from swift_rm.gateway import upstream
-from swift_rm.gateway.upstream import UpstreamBackend
+from swift_rm.gateway.upstream import upstream
+from swift_rm.gateway.upstream.upstream import UpstreamBackend
 
 
 def test_health_says_why_nothing_can_be_answered(api, monkeypatch):

@@ -10,12 +10,12 @@ import pytest
 from gateways import CHAT, running, until
 from scripted_backend import ScriptedBackend, candidate
 
-from swift_rm.gateway.admission import Admission
-from swift_rm.gateway.backend import Forwarded
-from swift_rm.gateway.disconnects import unless_gone
-from swift_rm.gateway.errors import GatewayError
-from swift_rm.gateway.metrics import Metrics
-from swift_rm.gateway.settings import Settings
+from swift_rm.gateway.app.request_limit import Admission
+from swift_rm.gateway.http.disconnects import unless_gone
+from swift_rm.gateway.http.metrics import Metrics
+from swift_rm.gateway.request.backend import Forwarded
+from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.gateway.request.settings import Settings
 
 MESSAGES = [{"role": "user", "content": "27 + 15"}]
 
@@ -214,7 +214,7 @@ def test_a_stream_that_waits_says_so_and_may_still_fail(monkeypatch):
             else:
                 assert rest.count(b"data: ") == 4 and b"[DONE]" in rest
 
-    monkeypatch.setattr("swift_rm.gateway.completions.PATIENCE_S", 0.05)
+    monkeypatch.setattr("swift_rm.gateway.app.completions.PATIENCE_S", 0.05)
     asyncio.run(run())
 
 

@@ -11,7 +11,7 @@ from test_streaming import make_rm
 from tiny_models import tiny_model
 
 from swift_rm import HiddenStateTap, StreamingReward
-from swift_rm.generate_listeners import Listening, named
+from swift_rm.capture.generate_listeners import Listening, named
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 SETTINGS = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}

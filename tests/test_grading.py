@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from swift_rm import sample
-from swift_rm.grading import GradeTally, GuardedGrader
-from swift_rm.rollouts import Rollout, read_rollouts
+from swift_rm.files.time_limit import call_within
+from swift_rm.records.rollouts import Rollout, read_rollouts
+from swift_rm.sampling.guarded_grader import GradeTally, GuardedGrader
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tasks.math_grading import MathGrader
 from swift_rm.tasks.task import Grade, Question
-from swift_rm.time_limit import call_within
 
 QUESTION = Question("q7", "1+1", "2")
 RIGHT = Grade("2", 1)
@@ -196,7 +196,7 @@ def test_the_math_grader_works_under_the_guard(where):
 def test_ctrl_c_reaches_a_run_whose_grader_hangs():
     script = (
         "import time, sys\n"
-        "from swift_rm.grading import GuardedGrader\n"
+        "from swift_rm.sampling.guarded_grader import GuardedGrader\n"
         "from swift_rm.tasks.task import Question\n"
         "def hang(q, r):\n"
         "    print('hanging', flush=True)\n"

@@ -18,12 +18,12 @@ from text_table import Table, shown
 from worlds import Asked, draw_questions, sampled
 
 from swift_rm import SwiftConfig
-from swift_rm.features import Features
-from swift_rm.fit import fit_bank
-from swift_rm.fit_settings import FitSettings
-from swift_rm.rollouts import Rollout
-from swift_rm.rules import rule_curves
-from swift_rm.seed_intervals import SeedResamples
+from swift_rm.evaluation.rule_curves import rule_curves
+from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.features.read_states import Features
+from swift_rm.records.rollouts import Rollout
+from swift_rm.training.fit import fit_bank
+from swift_rm.training.fit_settings import FitSettings
 
 HIDDEN, LAYERS = 4, (0, 1, 2, 3, 4)
 

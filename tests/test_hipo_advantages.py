@@ -6,8 +6,8 @@ import statistics
 import pytest
 import torch
 
-from swift_rm.hipo.advantages import ADVANTAGES, Advantages, AdvantageSettings, Groups, advantages
-from swift_rm.hipo.bias import biased_means, off_bias
+from swift_rm.hipo.rewards.advantages import ADVANTAGES, Advantages, AdvantageSettings, Groups, advantages
+from swift_rm.hipo.rewards.bias import biased_means, off_bias
 
 ON, OFF, NONE = 1, 0, -1
 NAN = math.nan

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from swift_rm.cli import main
+from swift_rm.cli.main import main
 
 pytest.importorskip("trl")
 
@@ -83,11 +83,11 @@ def test_rewards_of_hidden_states_and_adapters_by_command(capsys, tmp_path):
 
 def test_tags_are_added_trained_and_merged_with_adapters(cold, capsys, tmp_path):
     """A tokenizer without the judge tags: refused with what to do, then given them; the merged model writes them."""
-    from swift_rm.embedded import load_language_model
+    from swift_rm.models.load import load_language_model
 
     model, tokenizer = load_language_model("tiny-reasoner-2", device="cpu", progress=False)
-    from swift_rm.hipo.tags import missing_tags
-    from swift_rm.hipo.template import Template
+    from swift_rm.hipo.response.tags import missing_tags
+    from swift_rm.hipo.response.template import Template
 
     if not missing_tags(tokenizer, Template()):
         vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -132,7 +132,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(cold, capsys, tmp_path,
     def pressed_again(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swift_rm.hipo.trainer.HiPOTrainer.train", pressed_again)
+    monkeypatch.setattr("swift_rm.hipo.trainer.trainer.HiPOTrainer.train", pressed_again)
     arguments = [*TRAIN, "--model", str(cold / "cold"), "--out", str(tmp_path), "--steps", "200", "--resume"]
     assert run(capsys, *arguments)[::2] == (130, f"swift-rm: {said.removeprefix('swift-rm: ')}")
 
@@ -202,7 +202,7 @@ def test_misuse_of_sft_is_one_sentence(cold, capsys, tmp_path, arguments, said):
 
 
 def test_an_unfit_trl_is_said_before_anything_is_loaded(capsys, tmp_path, monkeypatch):
-    from swift_rm.hipo import trl_range
+    from swift_rm.hipo.trainer import trl_range
 
     monkeypatch.setattr(trl_range, "version", lambda name: "1.15.0")
     assert main([*TRAIN, "--model", "no-such-model", "--out", str(tmp_path)]) == 1

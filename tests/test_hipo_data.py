@@ -5,16 +5,16 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from swift_rm.calibration import Calibration
-from swift_rm.embedded import load_language_model
 from swift_rm.hipo import Template
-from swift_rm.hipo.cold_rows import ColdRow, read_rows, write_rows
-from swift_rm.hipo.data import build, check_explainer
-from swift_rm.hipo.judge_text import RuleExplainer
-from swift_rm.hipo.mode_choice import choose_mode, random_mode
-from swift_rm.hipo.native import Native, read_native
-from swift_rm.reward_model import SwiftConfig, SwiftRewardModel
-from swift_rm.rollouts import Rollout
+from swift_rm.hipo.cold_start.base_response import Native, read_native
+from swift_rm.hipo.cold_start.cold_rows import ColdRow, read_rows, write_rows
+from swift_rm.hipo.cold_start.cold_start import build, check_explainer
+from swift_rm.hipo.cold_start.judge_text import RuleExplainer
+from swift_rm.hipo.cold_start.mode_choice import choose_mode, random_mode
+from swift_rm.models.load import load_language_model
+from swift_rm.records.rollouts import Rollout
+from swift_rm.reward.calibration import Calibration
+from swift_rm.reward.reward_model import SwiftConfig, SwiftRewardModel
 from swift_rm.tasks.task import Question
 
 TERSE = RuleExplainer("terse")

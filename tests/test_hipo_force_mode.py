@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from swift_rm.embedded import load_language_model
 from swift_rm.hipo import Template
-from swift_rm.hipo.force_mode import ForceMode
+from swift_rm.hipo.response.force_mode import ForceMode
+from swift_rm.models.load import load_language_model
 
 PROMPT = 3
 

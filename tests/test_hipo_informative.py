@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from swift_rm.hipo.informative import informative, keep_informative
+from swift_rm.hipo.rollouts.rollout_selection import informative, keep_informative
 
 
 def variance(values):

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from swift_rm.api.keys import without_secrets
-from swift_rm.hipo.endpoint_explainer import EndpointExplainer
-from swift_rm.hipo.judge_text import Facts, RuleExplainer
+from swift_rm.hipo.cold_start.endpoint_explainer import EndpointExplainer
+from swift_rm.hipo.cold_start.judge_text import Facts, RuleExplainer
 
 FACTS = Facts("What is 2+2?", "on", 0.875, 0.25, 8, 8)
 TOLD = "thinking first was right in 7 of 8 tries, answering at once in 2 of 8 tries"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from swift_rm.hipo.metrics import ModeHistory, Row, step_metrics
-from swift_rm.hipo.template import CUT, Parsed
+from swift_rm.hipo.response.template import CUT, Parsed
+from swift_rm.hipo.trainer.metrics import ModeHistory, Row, step_metrics
 
 
 def row(mode, judge, think, answer, right=None, *, error=None, question="q", difficulty=None, p=None, reward=0.0, labelled=True):

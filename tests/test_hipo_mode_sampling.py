@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from swift_rm.embedded import TINY_REWARD, load_language_model, resolve
-from swift_rm.hipo.data import build
-from swift_rm.hipo.judge_text import RuleExplainer
-from swift_rm.hipo.mode_sampling import sample_modes
-from swift_rm.reward_model import SwiftConfig, SwiftRewardModel
-from swift_rm.rollouts import read_rollouts
-from swift_rm.scoring import score
+from swift_rm.hipo.cold_start.cold_start import build
+from swift_rm.hipo.cold_start.judge_text import RuleExplainer
+from swift_rm.hipo.cold_start.mode_sampling import sample_modes
+from swift_rm.models.load import TINY_REWARD, load_language_model, resolve
+from swift_rm.records.rollouts import read_rollouts
+from swift_rm.reward.reward_model import SwiftConfig, SwiftRewardModel
+from swift_rm.scoring.score import score
 from swift_rm.tasks.homework import HomeworkTask
 
 TASK = HomeworkTask()

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from swift_rm.hipo.monitor import DriftWindow, Trickle, drift
+from swift_rm.hipo.rollouts.reward_drift import DriftWindow, Trickle, drift
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.hipo.refresh import FILE, Refresh, _packed
+from swift_rm.hipo.rollouts.refresh import FILE, Refresh, _packed
 
 WIDTH = 6
 

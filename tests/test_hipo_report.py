@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from swift_rm.hipo.charts import PLANS, charts, left_out
-from swift_rm.hipo.report import alarms, ends_table, sentences
-from swift_rm.hipo.report_page import render_run
-from swift_rm.hipo.run_log import Points, run_log
-from swift_rm.hipo.step_picture import Axis, Line, running_means, step_picture, thinned, window
+from swift_rm.hipo.report.charts import PLANS, charts, left_out
+from swift_rm.hipo.report.report import alarms, ends_table, sentences
+from swift_rm.hipo.report.report_page import render_run
+from swift_rm.hipo.report.run_log import Points, run_log
+from swift_rm.hipo.report.step_picture import Axis, Line, running_means, step_picture, thinned, window
 
 
 def entry(step, **changes):

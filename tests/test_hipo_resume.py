@@ -10,12 +10,12 @@ from hipo_runs import NO_JUDGE, homework, make_trainer, weights
 
 pytest.importorskip("trl")
 
-from swift_rm.embedded import resolve
-from swift_rm.hipo.refresh import Refresh
-from swift_rm.hipo.resume import check_settings, last_checkpoint, read_settings, write_settings
-from swift_rm.hipo.rollout import SwiftRollouts
-from swift_rm.hipo.template import Template
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.hipo.response.template import Template
+from swift_rm.hipo.rollouts.refresh import Refresh
+from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.trainer.resume import check_settings, last_checkpoint, read_settings, write_settings
+from swift_rm.models.load import resolve
+from swift_rm.reward.reward_model import SwiftRewardModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parent.parent

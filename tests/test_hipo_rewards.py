@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from swift_rm.hipo.groups import Groups
-from swift_rm.hipo.rewards import RewardSettings, mode_choice_reward, over_cap, rewards
+from swift_rm.hipo.rewards.groups import Groups
+from swift_rm.hipo.rewards.rewards import RewardSettings, mode_choice_reward, over_cap, rewards
 
 NAN = math.nan
 

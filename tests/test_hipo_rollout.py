@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from swift_rm import SwiftRewardModel, score
-from swift_rm.embedded import ASSETS, TINY_REWARD, load_language_model
 from swift_rm.hipo import Template
-from swift_rm.hipo.monitor import Trickle
-from swift_rm.hipo.refresh import Refresh
-from swift_rm.hipo.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.refresh import Refresh
+from swift_rm.hipo.rollouts.reward_drift import Trickle
+from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 
 GROUP, LENGTH = 4, 16
 QUESTIONS = ["27+15", "82-51+77", "11+22", "9-4"]

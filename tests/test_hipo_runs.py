@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import torch
 
-from swift_rm.hipo.reading import gathered
-from swift_rm.hipo.runs import Run, find_runs
+from swift_rm.hipo.rollouts.policy_states import gathered
+from swift_rm.hipo.rollouts.prompt_groups import Run, find_runs
 
 
 def test_runs_are_cut_where_a_group_or_its_half_ends():

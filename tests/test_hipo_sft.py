@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from swift_rm.embedded import load_language_model
-from swift_rm.encoding import encode_prompt
 from swift_rm.hipo import Template
-from swift_rm.hipo.cold_rows import ColdRow, check_rows, to_dataset
-from swift_rm.hipo.questions import hipo_rows
-from swift_rm.hipo.sft import save_merged
-from swift_rm.hipo.template import FREE
+from swift_rm.hipo.cold_start.cold_rows import ColdRow, check_rows, to_dataset
+from swift_rm.hipo.cold_start.questions import hipo_rows
+from swift_rm.hipo.cold_start.sft import save_merged
+from swift_rm.hipo.response.template import FREE
+from swift_rm.models.load import load_language_model
 from swift_rm.tasks.task import Question
+from swift_rm.tokens.encoding import encode_prompt
 
 pytest.importorskip("trl")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from swift_rm.embedded import load_language_model
 from swift_rm.hipo import Template
-from swift_rm.hipo.tags import add_tags, check_tags, missing_tags
+from swift_rm.hipo.response.tags import add_tags, check_tags, missing_tags
+from swift_rm.models.load import load_language_model
 
 OWN = Template(("<why>", "</why>"))
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from swift_rm.embedded import load_language_model
 from swift_rm.hipo import Template
-from swift_rm.hipo.template import CUT
-from swift_rm.hipo.token_text import cut_at_tags, token_starts
+from swift_rm.hipo.response.template import CUT
+from swift_rm.hipo.response.token_text import cut_at_tags, token_starts
+from swift_rm.models.load import load_language_model
 
 TEMPLATE = Template()
 BARE = Template(judge=None)
@@ -203,7 +203,7 @@ def test_any_ids_are_read_by_id_as_by_text(tiny, monkeypatch):
     names = [*TEMPLATE.tags, "1", "2", "wait ", "<bos>"]
     cases = [[tiny.convert_tokens_to_ids(rng.choice(names)) for _ in range(rng.randrange(12))] for _ in range(200)]
     by_id = [TEMPLATE.parse(ids, tiny, True) for ids in cases]
-    monkeypatch.setattr("swift_rm.hipo.token_text.single_token", lambda *_: None)
+    monkeypatch.setattr("swift_rm.hipo.response.token_text.single_token", lambda *_: None)
     assert by_id == [TEMPLATE.parse(ids, tiny, True) for ids in cases]
 
 

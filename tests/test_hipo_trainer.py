@@ -5,18 +5,18 @@ import pytest
 import torch
 from hipo_runs import NO_JUDGE, homework, make_trainer, settings, weights
 
-from swift_rm.embedded import load_language_model, resolve
-from swift_rm.hipo.template import Parsed
-from swift_rm.hipo.token_advantages import token_advantages
+from swift_rm.hipo.response.template import Parsed
+from swift_rm.hipo.rewards.token_advantages import token_advantages
+from swift_rm.models.load import load_language_model, resolve
 
 pytest.importorskip("trl")
 
 from trl import GRPOConfig, GRPOTrainer
 
-from swift_rm.hipo.refresh import Refresh
-from swift_rm.hipo.rollout import SwiftRollouts
-from swift_rm.hipo.trainer import HiPOTrainer
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.hipo.rollouts.refresh import Refresh
+from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.trainer.trainer import HiPOTrainer
+from swift_rm.reward.reward_model import SwiftRewardModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

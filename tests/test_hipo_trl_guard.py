@@ -6,10 +6,10 @@ import inspect
 
 import pytest
 
-from swift_rm import tested_versions
-from swift_rm.hipo import trl_range
-from swift_rm.hipo.trl_range import METHODS, digest
-from swift_rm.tested_versions import UntestedVersion
+from swift_rm.files import tested_versions
+from swift_rm.files.tested_versions import UntestedVersion
+from swift_rm.hipo.trainer import trl_range
+from swift_rm.hipo.trainer.trl_range import METHODS, digest
 
 pytest.importorskip("trl")
 
@@ -30,7 +30,7 @@ def test_the_trainer_overrides_these_three_and_no_other_of_trl():
     from transformers import Trainer
     from trl import GRPOTrainer
 
-    from swift_rm.hipo.trainer import HiPOTrainer
+    from swift_rm.hipo.trainer.trainer import HiPOTrainer
 
     own = {name for name, value in vars(HiPOTrainer).items() if inspect.isfunction(value)}
     overridden = {"_calculate_rewards", "_generate_and_score_completions", "_get_train_sampler"}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from swift_rm import SwiftRewardModel, best_of_n, score
-from swift_rm.embedded import load_language_model, resolve
-from swift_rm.selection import select
+from swift_rm.models.load import load_language_model, resolve
+from swift_rm.selection.rules import select
 from swift_rm.tasks.answers import find_answer
 from swift_rm.tasks.homework import HomeworkTask
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from swift_rm.intervals import Interval, Resamples, paired_difference
+from swift_rm.evaluation.intervals import Interval, Resamples, paired_difference
 
 
 def test_row_zero_is_the_data_and_every_row_draws_as_many_questions():

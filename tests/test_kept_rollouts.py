@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from swift_rm.kept_rollouts import KeptRollouts
-from swift_rm.rollouts import Rollout
+from swift_rm.records.rollout_index import KeptRollouts
+from swift_rm.records.rollouts import Rollout
 
 
 def record(question, number, text="ok"):

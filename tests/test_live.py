@@ -18,10 +18,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n
-from swift_rm.decoded import Step
-from swift_rm.live import LiveTable, final_table
-from swift_rm.pruning import Confidence, Halving
-from swift_rm.ranking import BestOfN, Candidate
+from swift_rm.cli.candidate_table import LiveTable, final_table
+from swift_rm.decoding.decoded_candidate import Step
+from swift_rm.decoding.pruning import Confidence, Halving
+from swift_rm.selection.candidates import BestOfN, Candidate
 
 HOSTILE = "\x1b[31mred\x1b]0;owned\x07[bold]x[/bold]\r\n\u202e\x9b2J:smile:"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.embedded import load_language_model, resolve
+from swift_rm.models.load import load_language_model, resolve
 from swift_rm.tasks.answers import find_answer
 from swift_rm.tasks.homework import HomeworkTask
 

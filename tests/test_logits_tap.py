@@ -4,10 +4,10 @@ from test_tap import greedy, hooks, padded_batch
 from tiny_models import ARCHITECTURES, HIDDEN, LAYERS, VOCAB, tiny_model
 from transformers import AutoModel
 
-from swift_rm.config import SwiftConfig
-from swift_rm.identity import check_base_model
-from swift_rm.logits_tap import LogitsTap, open_tap, output_width
-from swift_rm.tap import HiddenStateTap
+from swift_rm.capture.logits_tap import LogitsTap, open_tap, output_width
+from swift_rm.capture.tap import HiddenStateTap
+from swift_rm.reward.config import SwiftConfig
+from swift_rm.reward.identity import check_base_model
 
 RAW = {"return_dict_in_generate": True, "output_logits": True, "disable_compile": True}
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig
-from swift_rm.logprob_features import VERSION, LogprobFeatures, feature_names, response_features
-from swift_rm.scaling import Scaling
+from swift_rm.reward.logprob_features import VERSION, LogprobFeatures, feature_names, response_features
+from swift_rm.training.input_standardisation import Scaling
 
 
 def logs(*probabilities):

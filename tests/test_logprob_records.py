@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, fit
-from swift_rm.fit import fit_rollouts
-from swift_rm.fit_settings import FitSettings
-from swift_rm.logprob_features import feature_names, response_features
-from swift_rm.logprob_records import is_empty, record_features, record_rewards
-from swift_rm.plans import HeadPlan, plan_grid
-from swift_rm.rollouts import Rollout
+from swift_rm.features.logprob_records import is_empty, record_features, record_rewards
+from swift_rm.records.rollouts import Rollout
+from swift_rm.reward.logprob_features import feature_names, response_features
+from swift_rm.training.fit import fit_rollouts
+from swift_rm.training.fit_settings import FitSettings
+from swift_rm.training.head_grid import HeadPlan, plan_grid
 
 
 def api_record(question, chosen, top, label=1, model="a-model", **extra):

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from swift_rm.logprobs import FLOOR, TokenLogprobs, logprobs_of, packed_logprobs
+from swift_rm.reward.logprobs import FLOOR, TokenLogprobs, logprobs_of, packed_logprobs
 
 
 def test_alternatives_are_sorted_and_the_chosen_one_need_not_be_among_them():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from swift_rm.losses import LOSSES, get_loss, question_weights
+from swift_rm.training.losses import LOSSES, get_loss, question_weights
 
 R = torch.tensor([2.0, -1.0, 0.5, 3.0], dtype=torch.float64)
 Y = torch.tensor([1, 0, 0, 1])

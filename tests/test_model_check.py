@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_models import LAYERS, VOCAB, tiny_model
 
-import swift_rm.model_check as model_check
-from swift_rm.model_check import CheckRow, check_model
-from swift_rm.tap import HiddenStateTap
+import swift_rm.parity.capture_check as model_check
+from swift_rm.capture.tap import HiddenStateTap
+from swift_rm.parity.capture_check import CheckRow, check_model
 
 NAMES = [
     "forward, one row",

@@ -8,8 +8,8 @@ import torch
 from tiny_models import HIDDEN, LAYERS, VOCAB, tiny_model
 from torch import nn
 
-from swift_rm.model_shape import ModelShape, find_decoder, model_shape
-from swift_rm.tap import HiddenStateTap
+from swift_rm.capture.tap import HiddenStateTap
+from swift_rm.models.model_shape import ModelShape, find_decoder, model_shape
 
 
 class Wrapper(nn.Module):

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from swift_rm.tasks.homework import HomeworkTask
-from swift_rm.tasks.named import WORLDS, open_task, open_world
 from swift_rm.tasks.rewriting import RewritingTask
+from swift_rm.tasks.task_lookup import WORLDS, open_task, open_world
 
 OPTIONS = {"questions": 20, "seed": 3, "grading": "auto", "chat_template": True}
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.embedded import ASSETS, TINY, TINY_2, TINY_REWARD, load_language_model
-from swift_rm.integrations import by_name
-from swift_rm.integrations.one_line import best_of_n_generate, forget, rank
+from swift_rm.integrations import model_cache as by_name
+from swift_rm.integrations.blender_api import best_of_n_generate, forget, rank
+from swift_rm.models.load import ASSETS, TINY, TINY_2, TINY_REWARD, load_language_model
 
 QUESTIONS = ["27+15", "82-51+77"]
 MESSAGES = [[{"role": "user", "content": question}] for question in QUESTIONS]

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, score
-from swift_rm.features import Features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.online import fit_online
-from swift_rm.plans import plan_grid
-from swift_rm.replay_buffer import ReplayBuffer
+from swift_rm.features.read_states import Features
 from swift_rm.tasks.task import Grade, Question
+from swift_rm.training.fit_settings import FitSettings
+from swift_rm.training.fit_while_sampling import fit_online
+from swift_rm.training.head_grid import plan_grid
+from swift_rm.training.replay_buffer import ReplayBuffer
 
 SETTINGS = {"batch_size": 10, "max_new_tokens": 6, "seed": 3}
 
@@ -56,7 +56,7 @@ def test_nothing_is_run_twice(llama, tokenizer):
             with_hook.remove()
         return tokens
 
-    from swift_rm.sampling import sample
+    from swift_rm.sampling.sample import sample
 
     handle = llama.register_forward_pre_hook(count, with_kwargs=True)
     sample(llama, tokenizer, questions(), 4, grade=grade, **SETTINGS)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_scripts import ROOT, run
 
-from swift_rm.intervals import Resamples
-from swift_rm.rollouts import Rollout
-from swift_rm.rules import rule_curves
+from swift_rm.evaluation.intervals import Resamples
+from swift_rm.evaluation.rule_curves import rule_curves
+from swift_rm.records.rollouts import Rollout
 
 
 @pytest.fixture(scope="module")

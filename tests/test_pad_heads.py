@@ -8,7 +8,7 @@ from tiny_models import HIDDEN, tiny_model
 from tiny_reasoner import grown
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from swift_rm.embedded import TINY, TINY_2, TINY_THINKER, load_language_model
+from swift_rm.models.load import TINY, TINY_2, TINY_THINKER, load_language_model
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
 

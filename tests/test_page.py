@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from test_token_view import HOSTILE, UNSEEN, Page
 
-from swift_rm.page import POLICY, Html, document, figure, table, text, visible
+from swift_rm.report.html_page import POLICY, Html, document, figure, table, text, visible
 
 
 def cells(html):

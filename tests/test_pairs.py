@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n, fit, score
-from swift_rm.features import extract_features
-from swift_rm.pairs import Pair, pairs_to_rollouts, read_pairs
-from swift_rm.splitting import split_questions
+from swift_rm.features.read_states import extract_features
+from swift_rm.records.preference_pairs import Pair, pairs_to_rollouts, read_pairs
+from swift_rm.training.question_split import split_questions
 
 
 def write(path, *records):

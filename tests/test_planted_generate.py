@@ -9,11 +9,11 @@ from test_streaming import make_rm
 from tiny_models import tiny_model
 
 from swift_rm import BestOfNDecoding, HiddenStateTap, StreamingReward
-from swift_rm import transformers_internals as internals
-from swift_rm.generation import NEUTRAL
-from swift_rm.logits_tap import LogitsTap
-from swift_rm.recording import StateRecorder
-from swift_rm.token_statistics import StatisticsRecorder
+from swift_rm.capture.logits_tap import LogitsTap
+from swift_rm.capture.state_recorder import StateRecorder
+from swift_rm.capture.token_statistics import StatisticsRecorder
+from swift_rm.models import transformers_internals as internals
+from swift_rm.sampling.generation import NEUTRAL
 
 ROWS, WIDTH, NEW = 3, 5, 7
 STATISTICS = {  # those of the faults that a logits processor can see: it is shown tokens and logits, never forward calls

@@ -10,14 +10,14 @@ import torch
 from tiny_models import tiny_model
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.features import Features, extract_features
-from swift_rm.gate_mass import KINDS, TENTHS, gate_mass, mass_of_gates, token_kinds
-from swift_rm.layer_auroc import cross_validated, layer_auroc, mixed_questions, question_folds, within
-from swift_rm.probe_commands import read_states, run_probe
-from swift_rm.probing import format_probe, probe
-from swift_rm.separation import separation
-from swift_rm.summaries import summarise
-from swift_rm.token_scoring import score_tokens
+from swift_rm.cli.probe import read_states, run_probe
+from swift_rm.evaluation.class_separation import separation
+from swift_rm.evaluation.gate_mass import KINDS, TENTHS, gate_mass, mass_of_gates, token_kinds
+from swift_rm.evaluation.layer_auroc import cross_validated, layer_auroc, mixed_questions, question_folds, within
+from swift_rm.evaluation.probing import format_probe, probe
+from swift_rm.evaluation.response_summaries import summarise
+from swift_rm.features.read_states import Features, extract_features
+from swift_rm.scoring.token_scoring import score_tokens
 
 D = 8
 CONFIG = SwiftConfig(D, (0, 1, 2))
@@ -272,7 +272,7 @@ def test_states_read_in_parts_are_those_read_at_once(llama, tokenizer, make_roll
     rm = SwiftRewardModel(SwiftConfig(32, (3, 2)))
     torch.nn.init.normal_(rm.head.weight)
     whole, mass = read_states(llama, tokenizer, made, config, rm)
-    monkeypatch.setattr("swift_rm.probe_commands.PART_BYTES", 6 * 3 * 32 * 4 * 5)
+    monkeypatch.setattr("swift_rm.cli.probe.PART_BYTES", 6 * 3 * 32 * 4 * 5)
     parts, mass_again = read_states(llama, tokenizer, made, config, rm)
     assert np.allclose(whole.mean, parts.mean, atol=1e-5)
     assert np.allclose(whole.last, parts.last, atol=1e-5)

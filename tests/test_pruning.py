@@ -3,7 +3,7 @@ import math
 import pytest
 from test_streaming import make_rm
 
-from swift_rm.pruning import Confidence, Halving, check_guide, get_prune
+from swift_rm.decoding.pruning import Confidence, Halving, check_guide, get_prune
 
 NAN = math.nan
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from swift_rm.quantised import STORE_DTYPES, dequantise, is_quantised, quantise, torch_dtype
+from swift_rm.features.quantised import STORE_DTYPES, dequantise, is_quantised, quantise, torch_dtype
 
 
 def round_trip(states, dtype="int8"):

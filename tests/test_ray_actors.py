@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from swift_rm import sample
-from swift_rm.config import SwiftConfig
-from swift_rm.embedded import load_language_model, load_outline
-from swift_rm.feature_key import FeatureKey
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import FeatureWriter
-from swift_rm.generation import sampling_settings
-from swift_rm.identity import describe_base, model_identity
+from swift_rm.features.key import FeatureKey
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import FeatureWriter
 from swift_rm.integrations import ray_actors, ray_cluster
 from swift_rm.integrations.ray_actors import RayActors, Replica
-from swift_rm.online import fit_online
+from swift_rm.models.load import load_language_model, load_outline
+from swift_rm.reward.config import SwiftConfig
+from swift_rm.reward.identity import describe_base, model_identity
+from swift_rm.sampling.generation import sampling_settings
 from swift_rm.tasks.homework import HomeworkTask
+from swift_rm.training.fit_while_sampling import fit_online
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_scripts import ROOT
 
-from swift_rm.cli import main
+from swift_rm.cli.main import main
 
 sys.path.append(str(ROOT / "benchmarks"))
 

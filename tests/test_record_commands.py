@@ -8,9 +8,9 @@ import torch
 from api_records import sampled_records
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.baselines import mean_logprob
-from swift_rm.cli import main
-from swift_rm.rollouts import read_rollouts
+from swift_rm.cli.main import main
+from swift_rm.records.rollouts import read_rollouts
+from swift_rm.selection.baselines import mean_logprob
 
 QUESTIONS, N, TRAIN = 90, 5, 65
 TINY = ["--model", "tiny-reasoner", "--dtype", "float32", "--device", "cpu"]

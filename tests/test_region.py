@@ -1,7 +1,7 @@
 import pytest
 from test_token_scoring import make_bytewise, make_sentencepiece
 
-from swift_rm.region import MarkerWatch, Region, find_region, parse_region
+from swift_rm.tokens.region import MarkerWatch, Region, find_region, parse_region
 
 
 def ids(tokenizer, text):

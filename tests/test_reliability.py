@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from swift_rm.intervals import Resamples
-from swift_rm.reliability import brier, calibration
+from swift_rm.evaluation.calibration_error import brier, calibration
+from swift_rm.evaluation.intervals import Resamples
 
 
 def test_brier_and_calibration_error_by_hand():

@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from swift_rm.evaluation import evaluate
-from swift_rm.report import (
+from swift_rm.evaluation.evaluate import evaluate
+from swift_rm.records.rollouts import Rollout
+from swift_rm.report.plots.evaluation_charts import (
     CHARTS,
     accuracy_by_n,
     accuracy_by_tokens,
@@ -19,7 +20,6 @@ from swift_rm.report import (
     label_efficiency,
     left_out,
 )
-from swift_rm.rollouts import Rollout
 
 pytest.importorskip("matplotlib")
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 from test_token_view import Page
 
-from swift_rm.cli import main
-from swift_rm.config import SwiftConfig
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.cli.main import main
+from swift_rm.reward.config import SwiftConfig
+from swift_rm.reward.reward_model import SwiftRewardModel
 
 POINT = {"value": 0.6, "low": 0.5, "high": 0.7}
 LAYERS = [{"layer": k, "mean": POINT, "last": POINT} for k in (0, 1, 2)]

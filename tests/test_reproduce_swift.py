@@ -15,10 +15,10 @@ from swift_heads import rewards_of, shard_bytes
 from swift_questions import check_disjoint, open_questions, question_files
 
 from swift_rm import SwiftRewardModel
-from swift_rm.evaluation import evaluate
-from swift_rm.feature_key import FeatureKey
-from swift_rm.feature_store import FeatureStore
-from swift_rm.rollouts import read_rollouts
+from swift_rm.evaluation.evaluate import evaluate
+from swift_rm.features.key import FeatureKey
+from swift_rm.features.store import FeatureStore
+from swift_rm.records.rollouts import read_rollouts
 from swift_rm.tasks.task import Question
 
 FIGURES = {  # of the paper: Best-of-4/16/64 on 500 questions of MATH
@@ -134,7 +134,7 @@ def test_a_second_run_samples_fits_and_scores_nothing_again(copy, monkeypatch):
     shutil.rmtree(copy / "features")  # not needed any more when all heads are there
     for name in before.keys() & {"table.md", "results.json"}:
         (copy / name).unlink()
-    for place in ("swift_rm.drawing.generate_responses", "swift_heads.fit_bank", "swift_heads.score_heads"):
+    for place in ("swift_rm.sampling.batch_sampler.generate_responses", "swift_heads.fit_bank", "swift_heads.score_heads"):
         monkeypatch.setattr(place, None)
     reproduce_swift.main(["--smoke", "--out", str(copy), *SIZES])
     assert {name: (copy / name).read_bytes() for name in before} == before

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.calibration import Calibration
+from swift_rm.reward.calibration import Calibration
 
 
 def reward_model(seed=0, **config):

@@ -8,11 +8,11 @@ from graded_corpus import CHECKS, EARLY, LATE, attempt, batches, blend, document
 from homework_corpus import HOMEWORK
 from rewriting_corpus import REWRITING
 
-from swift_rm.identity import fingerprint
+from swift_rm.reward.identity import fingerprint
 from swift_rm.tasks import rewriting as rw
 from swift_rm.tasks.rewriting import Exercise, RewritingTask
+from swift_rm.tasks.synthetic_task import Difficulty, Habits, make_exercise, split_of, write_attempt
 from swift_rm.tasks.task import Question
-from swift_rm.tasks.world import Difficulty, Habits, make_exercise, split_of, write_attempt
 
 LESSONS = {"homework": HOMEWORK, "rewriting": REWRITING}
 STEP = r"([a-f]{4})([~/^:])=([a-f]{4})"

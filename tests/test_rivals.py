@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import rival_encoder
 from rivals import CentroidRule, EncoderSettings, LastTokenLogistic, RivalData, StepEncoder, rivals, within
 
-from swift_rm.auroc import pooled_auroc
-from swift_rm.features import Features
+from swift_rm.evaluation.auroc import pooled_auroc
+from swift_rm.features.read_states import Features
 
 HIDDEN, LAYERS, RESPONSES = 4, 2, 6
 WIDTH = HIDDEN * LAYERS

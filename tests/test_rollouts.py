@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from swift_rm.baselines import length, mean_logprob, min_logprob
-from swift_rm.evaluation import evaluate
-from swift_rm.rollouts import Rollout, group_by_question, read_rollouts
+from swift_rm.evaluation.evaluate import evaluate
+from swift_rm.records.rollouts import Rollout, group_by_question, read_rollouts
+from swift_rm.selection.baselines import length, mean_logprob, min_logprob
 
 
 def test_a_record_survives_its_line_and_unknown_keys_are_kept(make_rollout, tmp_path):

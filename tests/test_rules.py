@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from swift_rm.rollouts import Rollout
-from swift_rm.rules import rule_curves, scores_by_name
-from swift_rm.selection import borda_vote, reward_vote, shrunk_vote, weighted_vote
+from swift_rm.evaluation.rule_curves import rule_curves, scores_by_name
+from swift_rm.records.rollouts import Rollout
+from swift_rm.selection.rules import borda_vote, reward_vote, shrunk_vote, weighted_vote
 
 NAN = math.nan
 

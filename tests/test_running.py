@@ -7,9 +7,9 @@ from test_decoding import read
 from test_streaming import SAMPLED, batch, make_rm
 from tiny_models import tiny_model
 
-import swift_rm.running_mean
+import swift_rm.capture.running_mean
 from swift_rm import StreamingReward
-from swift_rm.running import RunningRewards
+from swift_rm.capture.running_reward import RunningRewards
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def steps(monkeypatch):
         rows.append(len(states[0]))
         gated_step(states, *args, **kwargs)
 
-    monkeypatch.setattr(swift_rm.running_mean, "gated_step", counted)
+    monkeypatch.setattr(swift_rm.capture.running_mean, "gated_step", counted)
     return rows
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from swift_rm import sample
-from swift_rm.generation import end_tokens, generate_responses
-from swift_rm.rollouts import read_rollouts
+from swift_rm.records.rollouts import read_rollouts
+from swift_rm.sampling.generation import end_tokens, generate_responses
 from swift_rm.tasks.homework import HomeworkTask
 
 SETTINGS = {"max_new_tokens": 12}

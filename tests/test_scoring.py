@@ -8,8 +8,8 @@ import torch
 from tiny_models import tiny_model
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.identity import describe_base, fingerprint
-from swift_rm.tap import HiddenStateTap
+from swift_rm.capture.tap import HiddenStateTap
+from swift_rm.reward.identity import describe_base, fingerprint
 
 
 def reward_model(layers, hidden_size=32, seed=0, **config):
@@ -153,7 +153,7 @@ def test_never_more_than_one_batch_of_states_is_alive(llama, monkeypatch):
             self.seen.extend(weakref.ref(state) for state in states.values())
             return states
 
-    monkeypatch.setattr("swift_rm.logits_tap.HiddenStateTap", Watched)
+    monkeypatch.setattr("swift_rm.capture.logits_tap.HiddenStateTap", Watched)
     score(llama, None, reward_model((0, 1, 3)), *sequences(12), batch_size=2)
     assert len(Watched.seen) == 6 * 3
 

@@ -18,8 +18,8 @@ import pytest
 from test_scoring import by_the_formula
 
 from swift_rm import SwiftRewardModel
-from swift_rm.cli import main
-from swift_rm.embedded import load_language_model
+from swift_rm.cli.main import main
+from swift_rm.models.load import load_language_model
 
 SECOND = Path(__file__).parent / "second_model"
 

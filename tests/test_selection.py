@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from swift_rm.selection import (
+from swift_rm.selection.rules import (
     RULES,
     Selection,
     best,

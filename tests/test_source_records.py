@@ -10,19 +10,19 @@ from test_online import SETTINGS, grade, questions
 from test_sources import CONFIGS, reader
 
 from swift_rm import SwiftConfig, fit, sample, score
-from swift_rm.feature_store import FeatureStore
-from swift_rm.feature_writer import FeatureWriter
-from swift_rm.features import extract_features
-from swift_rm.fit import fit_bank, fit_features
-from swift_rm.fit_settings import FitSettings
-from swift_rm.logprob_records import record_features
-from swift_rm.online import fit_online
-from swift_rm.plans import HeadPlan
-from swift_rm.probe_commands import read_states
-from swift_rm.recording import Recording, StateRecorder, read_again
-from swift_rm.rollouts import read_rollouts
-from swift_rm.sampling import sample_batches
-from swift_rm.scoring import score_rollouts
+from swift_rm.capture.state_recorder import Recording, StateRecorder, read_again
+from swift_rm.cli.probe import read_states
+from swift_rm.features.logprob_records import record_features
+from swift_rm.features.read_states import extract_features
+from swift_rm.features.store import FeatureStore
+from swift_rm.features.writer import FeatureWriter
+from swift_rm.records.rollouts import read_rollouts
+from swift_rm.sampling.sample import sample_batches
+from swift_rm.scoring.score import score_rollouts
+from swift_rm.training.fit import fit_bank, fit_features
+from swift_rm.training.fit_settings import FitSettings
+from swift_rm.training.fit_while_sampling import fit_online
+from swift_rm.training.head_grid import HeadPlan
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from test_streaming import MARKER, EndAfter, Script, batch, cut, make_rm
 from tiny_models import HIDDEN, LAYERS, VOCAB, tiny_model
 
 from swift_rm import BestOfNDecoding, StreamingReward, SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.encoding import encode
-from swift_rm.end_token import without_ends
-from swift_rm.features import extract_features
-from swift_rm.identity import describe_base
-from swift_rm.logprob_features import LogprobFeatures, feature_names, response_features
-from swift_rm.logprobs import logprobs_of
-from swift_rm.packing import packed_features
-from swift_rm.pruning import Halving, get_prune
-from swift_rm.scoring import score_encoded, score_rollouts
-from swift_rm.token_scoring import score_tokens
+from swift_rm.decoding.pruning import Halving, get_prune
+from swift_rm.features.read_states import extract_features
+from swift_rm.reward.identity import describe_base
+from swift_rm.reward.logprob_features import LogprobFeatures, feature_names, response_features
+from swift_rm.reward.logprobs import logprobs_of
+from swift_rm.scoring.score import score_encoded, score_rollouts
+from swift_rm.scoring.teacher_forced_states import packed_features
+from swift_rm.scoring.token_scoring import score_tokens
+from swift_rm.tokens.encoding import encode
+from swift_rm.tokens.end_token import without_ends
 
 CONFIGS = {
     "logits": SwiftConfig.of_logits(VOCAB),
@@ -85,7 +85,9 @@ def test_two_logits_by_hand():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_pass_over_text_makes_the_features_made_by_hand(model, config, make_rollout, monkeypatch):
-    monkeypatch.setattr("swift_rm.packing.LOGITS_BYTES", 4 * VOCAB * 9)  # one response of the longest at a time
+    monkeypatch.setattr(
+        "swift_rm.scoring.teacher_forced_states.LOGITS_BYTES", 4 * VOCAB * 9
+    )  # one response of the longest at a time
     kinds = zip(PROMPTS, RESPONSES, strict=True)
     rollouts = [make_rollout(f"q{i}", i % 2, prompt_ids=p, response_ids=r) for i, (p, r) in enumerate(kinds)]
     features = extract_features(model, None, rollouts, config)
@@ -106,10 +108,11 @@ def test_a_pass_over_text_makes_the_features_made_by_hand(model, config, make_ro
 
 def test_log_probabilities_are_made_of_some_tokens_at_a_time(model, monkeypatch):
     """Those of a long response at once would be copies of all of its logits."""
-    monkeypatch.setattr("swift_rm.packing.TOKENS", 2)
+    monkeypatch.setattr("swift_rm.scoring.teacher_forced_states.TOKENS", 2)
     sizes = []
     monkeypatch.setattr(
-        "swift_rm.packing.logprobs_of", lambda logits, *rest: sizes.append(len(logits)) or logprobs_of(logits, *rest)
+        "swift_rm.scoring.teacher_forced_states.logprobs_of",
+        lambda logits, *rest: sizes.append(len(logits)) or logprobs_of(logits, *rest),
     )
     config = CONFIGS["top 3"]
     encoded = without_ends(model, config.source, encode(model, None, [*PROMPTS, [5]], [*RESPONSES, [END]], "response"))
@@ -123,7 +126,7 @@ def test_logits_come_in_parts_that_fit_and_of_the_responses_only(model, monkeypa
     hook = model.register_forward_hook(lambda module, args, output: rows.append(tuple(output.logits.shape[:2])))
     encoded = encode(model, None, [[5] * 30] * 6, [[6] * length for length in (3, 4, 5, 6, 7, 8)], "response")
     for limit in (1, 3 * 4 * VOCAB * 9, 1 << 30):
-        monkeypatch.setattr("swift_rm.packing.LOGITS_BYTES", limit)
+        monkeypatch.setattr("swift_rm.scoring.teacher_forced_states.LOGITS_BYTES", limit)
         list(packed_features(model, CONFIGS["logits"], encoded))
     hook.remove()
     assert rows == [*[(1, length + 1) for length in (8, 7, 6, 5, 4, 3)], (3, 9), (3, 6), (6, 9)]

@@ -6,12 +6,12 @@ from test_streaming import EndAfter, Script, batch, make_rm
 from tiny_models import tiny_model
 
 from swift_rm import StreamingReward, best_of_n, score
-from swift_rm.encoding import Encoded, encode
-from swift_rm.explain import view_candidate
-from swift_rm.packing import packed_states
-from swift_rm.region import Region, find_region
-from swift_rm.scoring import score_encoded
-from swift_rm.token_scoring import score_tokens
+from swift_rm.cli.explain import view_candidate
+from swift_rm.scoring.score import score_encoded
+from swift_rm.scoring.teacher_forced_states import packed_states
+from swift_rm.scoring.token_scoring import score_tokens
+from swift_rm.tokens.encoding import Encoded, encode
+from swift_rm.tokens.region import Region, find_region
 
 MARKER, SPANNING = ", ", "=4"  # one token, and two
 TEXTS = (

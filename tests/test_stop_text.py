@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swift_rm import best_of_n
-from swift_rm.stop_text import StopText, cut
+from swift_rm.tokens.stop_text import StopText, cut
 
 
 def ends_at(tokenizer, ids, strings, width=0):
@@ -47,8 +47,8 @@ def test_the_prompt_is_not_searched_and_special_tokens_can_be_asked_for(tokenize
 
 @pytest.mark.parametrize("stop", ["</think>", ["so ", "now "]])
 def test_best_of_n_stops_at_text_with_any_tokenizer(stop):
-    from swift_rm.embedded import load_language_model, resolve
-    from swift_rm.reward_model import SwiftRewardModel
+    from swift_rm.models.load import load_language_model, resolve
+    from swift_rm.reward.reward_model import SwiftRewardModel
 
     model, tokenizer = load_language_model("tiny-reasoner", progress=False)
     rm = SwiftRewardModel.from_pretrained(resolve("tiny-reasoner-reward"))

@@ -9,10 +9,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import CompileConfig, GenerationConfig, LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 from swift_rm import StreamingReward, SwiftConfig, SwiftRewardModel, score
-from swift_rm.encoding import encode
-from swift_rm.packing import packed_states
-from swift_rm.region import find_region
-from swift_rm.scoring import score_encoded
+from swift_rm.scoring.score import score_encoded
+from swift_rm.scoring.teacher_forced_states import packed_states
+from swift_rm.tokens.encoding import encode
+from swift_rm.tokens.region import find_region
 
 SAMPLED = {"do_sample": True, "top_k": 0}
 

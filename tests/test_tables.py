@@ -1,6 +1,6 @@
-from swift_rm.evaluation import Evaluation
-from swift_rm.intervals import Interval
-from swift_rm.tables import counted, format_table
+from swift_rm.evaluation.evaluate import Evaluation
+from swift_rm.evaluation.intervals import Interval
+from swift_rm.report.tables import counted, format_table
 
 
 def point(value):

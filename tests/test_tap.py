@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, HIDDEN, LAYERS, VOCAB, tiny_model
 
-from swift_rm.tap import HiddenStateTap, States
+from swift_rm.capture.tap import HiddenStateTap, States
 
 ALL = tuple(range(-LAYERS - 1, LAYERS + 1))
 NEW = 5

@@ -7,7 +7,7 @@ import torch
 from test_tap import hooks
 from tiny_models import VOCAB, tiny_model
 
-from swift_rm.tap import HiddenStateTap
+from swift_rm.capture.tap import HiddenStateTap
 
 IDS = torch.randint(3, VOCAB, (1, 9), generator=torch.Generator().manual_seed(0))
 

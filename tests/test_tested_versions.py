@@ -13,9 +13,11 @@ from planted_generate import FAULTS, Planted
 from test_streaming import make_rm
 from tiny_models import tiny_model
 
-from swift_rm import HiddenStateTap, StreamingReward, self_test, tested_versions
+from swift_rm import HiddenStateTap, StreamingReward
 from swift_rm._version import __version__
-from swift_rm.tested_versions import TRANSFORMERS, TestedRange, UntestedVersion, check_untested
+from swift_rm.files import tested_versions
+from swift_rm.files.tested_versions import TRANSFORMERS, TestedRange, UntestedVersion, check_untested
+from swift_rm.parity import self_test
 
 RANGE = TestedRange("somelib", "1.2.0", "1.4.1")
 
@@ -187,7 +189,7 @@ def test_other_states_than_the_models_own_and_other_tokens_than_greedy_ones_are_
         with pytest.raises(RuntimeError, match="the hooks see other hidden states"):
             self_test.check_generation()
     with monkeypatch.context() as patch:
-        patch.setattr("swift_rm.decoding.next_inputs", lambda model, ids, cache, kwargs: {"input_ids": ids})
+        patch.setattr("swift_rm.decoding.loop.next_inputs", lambda model, ids, cache, kwargs: {"input_ids": ids})
         with pytest.raises(RuntimeError, match=r"the decoding loop says other tokens|lost step"):
             self_test.check_generation()
     with monkeypatch.context() as patch:
@@ -198,12 +200,12 @@ def test_other_states_than_the_models_own_and_other_tokens_than_greedy_ones_are_
 
 def test_the_command_line_refuses_in_one_sentence(tmp_path):
     program = (
-        "import sys\nfrom swift_rm import tested_versions, self_test\n"
+        "import sys\nfrom swift_rm.files import tested_versions\nfrom swift_rm.parity import self_test\n"
         "real = tested_versions.installed\n"
         "tested_versions.installed = lambda name: '99.1.0' if name == 'transformers' else real(name)\n"
         "def check(): raise ValueError('no cache came out')\n"
         "self_test.check_generation = check\n"
-        "from swift_rm.cli import main\n"
+        "from swift_rm.cli.main import main\n"
         "sys.exit(main(['best-of-n', '--model', 'tiny-reasoner', '--reward-model', 'tiny-reasoner-reward', '12+34']))\n"
     )
     root = Path(__file__).parents[1]

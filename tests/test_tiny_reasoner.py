@@ -9,10 +9,10 @@ from rewriting_corpus import REWRITING
 from tiny_reasoner import Progress, grown, new_model
 from train_tiny_reasoner import learn
 
-from swift_rm.embedded import load_language_model
-from swift_rm.identity import fingerprint
-from swift_rm.sampling import sample
-from swift_rm.tasks.named import WORLDS, open_task
+from swift_rm.models.load import load_language_model
+from swift_rm.reward.identity import fingerprint
+from swift_rm.sampling.sample import sample
+from swift_rm.tasks.task_lookup import WORLDS, open_task
 
 LESSONS = {"homework": HOMEWORK, "rewriting": REWRITING}
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.token_scoring import score_tokens, token_texts
+from swift_rm.scoring.token_scoring import score_tokens, token_texts
 
 PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
 RESPONSES = [[20, 21, 22, 23], [24], [25, 26, 27, 28, 29, 30], [31, 32]]

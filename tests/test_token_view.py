@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from swift_rm.page import POLICY, visible
-from swift_rm.token_palette import DARK, GATE_STEPS, LIGHT, REWARD_STEPS, SHADES, colour
-from swift_rm.token_view import CandidateView, PageView, QuestionView, TokenView, render_page
+from swift_rm.report.html_page import POLICY, visible
+from swift_rm.report.token_palette import DARK, GATE_STEPS, LIGHT, REWARD_STEPS, SHADES, colour
+from swift_rm.report.token_view import CandidateView, PageView, QuestionView, TokenView, render_page
 
 HOSTILE = [
     "<script>document.title='hacked'</script>",

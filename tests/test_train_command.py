@@ -4,8 +4,8 @@ import json
 import pytest
 import torch
 
-from swift_rm.cli import main
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.cli.main import main
+from swift_rm.reward.reward_model import SwiftRewardModel
 
 TINY = ["--model", "tiny-reasoner", "--dtype", "float32", "--device", "cpu"]
 SMALL = ["--task", "homework", "--questions", "48", "-n", "4"]
@@ -114,7 +114,7 @@ def test_the_last_two_layers_are_read_unless_told_otherwise_and_all_of_a_store(s
 
 
 def test_a_label_curve_reads_the_states_once_and_judges_on_the_held_out_questions(sampled, tmp_path, capsys, monkeypatch):
-    fit = importlib.import_module("swift_rm.fit")  # the package has a function of that name
+    fit = importlib.import_module("swift_rm.training.fit")  # the package has a function of that name
     reads, read = [], fit.extract_features
     monkeypatch.setattr(fit, "extract_features", lambda *args, **kwargs: reads.append(1) or read(*args, **kwargs))
     curves = {}
@@ -135,7 +135,7 @@ def test_a_label_curve_reads_the_states_once_and_judges_on_the_held_out_question
 def test_a_label_curve_that_cannot_be_is_refused_before_training_and_one_that_is_stopped_costs_no_head(
     sampled, tmp_path, capsys, monkeypatch
 ):
-    curve = importlib.import_module("swift_rm.label_curve")
+    curve = importlib.import_module("swift_rm.training.label_curve")
     arguments = ["train", "--features", sampled / "features", "--epochs", 1, "--out", tmp_path / "rm", "--label-curve"]
     _, error = command(capsys, *arguments, tmp_path, code=2)
     assert f"{tmp_path} is a folder" in error and error.count("\n") == 1

@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from swift_rm import BestOfNDecoding
-from swift_rm import transformers_internals as internals
-from swift_rm.transformers_internals import CACHE_NAMES, INTERNALS
+from swift_rm.models import transformers_internals as internals
+from swift_rm.models.transformers_internals import CACHE_NAMES, INTERNALS
 
 VERSION = Version(importlib.metadata.version("transformers"))
 NAME = "cache" if Version("5.24") <= VERSION else "past_key_values"

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.embedded import ASSETS, TINY_REWARD, load_language_model
-from swift_rm.hipo.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.rollout import SwiftRollouts
 from swift_rm.integrations.trl import SwiftReward, rollout_reward
 from swift_rm.integrations.trl_module import SwiftRewardModule
 from swift_rm.integrations.whole_text import WholeText
+from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.embedded import ASSETS, TINY, TINY_REWARD, load_language_model
+from swift_rm.models.load import ASSETS, TINY, TINY_REWARD, load_language_model
 
 verl = pytest.mark.verl
 TEXTS = {"27+15": "42", "82-51+77": "82-51=31, 31+77=08, so 08", "9-4": "9-4=5"}

@@ -10,7 +10,7 @@ from test_scripts import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 import versions
 
-from swift_rm.tested_versions import TRANSFORMERS
+from swift_rm.files.tested_versions import TRANSFORMERS
 
 ROWS = [
     {"transformers": "5.5.0", "torch": "2.6.0", "ok": True, "trl": "1.16.0", "passed": 10, "tests_failed": 0},

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig
-from swift_rm.features import extract_features
-from swift_rm.views import view_masks, view_of, view_rows
+from swift_rm.features.read_states import extract_features
+from swift_rm.features.row_selection import view_masks, view_of, view_rows
 
 VIEWS = [(position, region) for position in ("generating", "token") for region in ("response", "after:</think>", "steps:, ")]
 TEXT = "so 12+15=27, 27+08=35, </think><answer>35</answer>"

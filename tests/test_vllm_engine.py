@@ -8,11 +8,11 @@ import torch
 from vllm_engines import SETTINGS, close, differences, opened
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.embedded import load_language_model
-from swift_rm.encoding import encode_prompt
-from swift_rm.identity import describe_base
-from swift_rm.pruning import Confidence, Halving
-from swift_rm.tasks.named import open_world
+from swift_rm.decoding.pruning import Confidence, Halving
+from swift_rm.models.load import load_language_model
+from swift_rm.reward.identity import describe_base
+from swift_rm.tasks.task_lookup import open_world
+from swift_rm.tokens.encoding import encode_prompt
 
 pytestmark = pytest.mark.vllm
 CLOSE = 1e-4

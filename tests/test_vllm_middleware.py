@@ -13,12 +13,12 @@ import pytest
 from vllm_fakes import CHAT, JSON, TEXT, FakeApp, FakeEngine, ask, asking, event, reply
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.embedded import load_language_model, resolve
-from swift_rm.encoding import encode_prompt
-from swift_rm.integrations.vllm import last_tokens, middleware, served_rewards
-from swift_rm.integrations.vllm.middleware import RewardMiddleware
-from swift_rm.selection import select
+from swift_rm.integrations.vllm.server import last_tokens, middleware, served_rewards
+from swift_rm.integrations.vllm.server.middleware import RewardMiddleware
+from swift_rm.models.load import load_language_model, resolve
+from swift_rm.selection.rules import select
 from swift_rm.tasks.answers import find_answer
+from swift_rm.tokens.encoding import encode_prompt
 
 MESSAGES = [{"role": "user", "content": "27+15-08"}]
 TEXTS = [
@@ -491,7 +491,7 @@ def test_scores_that_are_not_all_there_are_no_reward(make):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_sample_out_of_step_has_no_reward_and_the_log_says_why(make, caplog, monkeypatch, stream):
     """The worker's own reason, states missing, states too many, and the last token's state missing: each by name."""
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda: "0.33.0")
     caplog.set_level(logging.WARNING, LOG)
     app = make("generating")
     sampled = app.engine.sampled
@@ -516,7 +516,7 @@ def test_a_sample_out_of_step_has_no_reward_and_the_log_says_why(make, caplog, m
 
 
 def test_a_last_token_without_a_state_is_told(make, caplog, monkeypatch):
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda: "0.33.0")
     caplog.set_level(logging.WARNING, LOG)
     app = make("token")
     sampled = app.engine.sampled
@@ -644,7 +644,7 @@ def test_the_reward_model_is_loaded_once_and_not_by_a_client_who_leaves(make, mo
             super().__init__(engine)
 
     monkeypatch.setattr(middleware, "ServedRewards", Slow)
-    monkeypatch.setattr("swift_rm.integrations.vllm.exchange.ServedRewards", real)
+    monkeypatch.setattr("swift_rm.integrations.vllm.server.asgi_messages.ServedRewards", real)
 
     async def run():
         through = RewardMiddleware(app)

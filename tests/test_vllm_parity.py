@@ -13,11 +13,11 @@ import torch
 from tiny_models import tiny_model
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.cli import main
-from swift_rm.embedded import load_language_model, resolve
-from swift_rm.engine_check import check_engine
-from swift_rm.identity import describe_base
-from swift_rm.tasks.named import open_world
+from swift_rm.cli.main import main
+from swift_rm.models.load import load_language_model, resolve
+from swift_rm.parity.engine_check import check_engine
+from swift_rm.reward.identity import describe_base
+from swift_rm.tasks.task_lookup import open_world
 
 pytestmark = pytest.mark.vllm
 SETTINGS = {"kv_cache_memory_bytes": 128 << 20, "max_model_len": 300, "max_num_seqs": 16}
@@ -30,8 +30,8 @@ def transformers():
 
 
 def record(model, reward_model, prompts, **settings):
-    from swift_rm.integrations.vllm.output import kept_off_the_terminal
-    from swift_rm.integrations.vllm.parity import record_vllm
+    from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
+    from swift_rm.integrations.vllm.offline.parity import record_vllm
 
     with kept_off_the_terminal():
         return record_vllm(str(model), str(reward_model), prompts, **{**SETTINGS, "enforce_eager": True, **settings})
@@ -168,7 +168,7 @@ def test_a_difference_is_exit_code_1(capfd, monkeypatch, transformers):
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.model.layers[3].self_attn.o_proj.weight.zero_()
-    monkeypatch.setattr("swift_rm.embedded.load_language_model", lambda *_, **__: (other, tokenizer))
+    monkeypatch.setattr("swift_rm.models.load.load_language_model", lambda *_, **__: (other, tokenizer))
     own = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "300", "--kv-cache-memory-bytes", str(128 << 20)]
     own += ["--questions", "2", "-n", "1", "--max-new-tokens", "16"]
     code = main(["check-engine", "vllm", "--model", TINY, "--reward-model", REWARD, *own])

@@ -13,21 +13,21 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.integrations.vllm.early_stop import EarlyStop
-from swift_rm.integrations.vllm.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.kept_scores import KeptScores
-from swift_rm.integrations.vllm.layers import ShownLayers
-from swift_rm.integrations.vllm.opening import check_llm, open_llm
-from swift_rm.integrations.vllm.requests import SampleSettings, new_tokens
-from swift_rm.integrations.vllm.rows import pick, rows_of, rows_of_v2, sample_names
-from swift_rm.integrations.vllm.sample import Sample, rewards_of, score_width
-from swift_rm.integrations.vllm.settings import additional_config, check_served_model, load_reward_models, refuse
-from swift_rm.pruning import Confidence
-from swift_rm.tested_versions import TestedRange
+from swift_rm.decoding.pruning import Confidence
+from swift_rm.files.tested_versions import TestedRange
+from swift_rm.integrations.vllm.offline.early_stop import EarlyStop
+from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
+from swift_rm.integrations.vllm.offline.opening import check_llm, open_llm
+from swift_rm.integrations.vllm.offline.requests import SampleSettings, new_tokens
+from swift_rm.integrations.vllm.worker.kept_scores import KeptScores
+from swift_rm.integrations.vllm.worker.layers import ShownLayers
+from swift_rm.integrations.vllm.worker.sample import Sample, rewards_of, score_width
+from swift_rm.integrations.vllm.worker.settings import additional_config, check_served_model, load_reward_models, refuse
+from swift_rm.integrations.vllm.worker.step_rows import pick, rows_of, rows_of_v2, sample_names
 
 
 def test_the_adapter_without_vllm_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.KNOWN", (TestedRange("no-such-vllm", "0.32.0", "0.33.0"),))
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.KNOWN", (TestedRange("no-such-vllm", "0.32.0", "0.33.0"),))
     for name in ("VLLMBestOfN", "RewardWorker", "RewardMiddleware", "LogitsReward"):
         with pytest.raises(ImportError, match=r'which is not installed: pip install "vllm>=0.32,<0.34"'):
             exec(f"from swift_rm.integrations.vllm import {name}")
@@ -284,7 +284,7 @@ def test_fewer_scores_than_tokens_make_no_reward(monkeypatch):
     loop = EngineLoop(llm, 2)
     loop.read([whole := Sample("a", 0, [5, 6])])
     assert whole.whole and whole.scores.tolist() == [[1, 1], [1, 1]]
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda: "0.33.0")
     with pytest.raises(RuntimeError, match=r"^vLLM 0.33.0: its worker has scores of 2 of a sample's 3 tokens"):
         loop.read([Sample("b", 0, [5, 6, 7])])
     scores = "the worker's reason"
@@ -294,7 +294,7 @@ def test_fewer_scores_than_tokens_make_no_reward(monkeypatch):
 
 
 def test_samples_that_vllm_does_not_return_are_missed(monkeypatch):
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda: "0.33.0")
 
     class Engine:
         renderer = SimpleNamespace(render_cmpl=list)

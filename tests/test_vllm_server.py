@@ -19,7 +19,7 @@ import pytest
 from vllm_server import CONTEXT, NAME, REWARD, expected, post, questions, serve, worst_difference
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.embedded import resolve
+from swift_rm.models.load import resolve
 
 pytestmark = pytest.mark.vllm
 CLOSE, ODD = 1e-4, 5e-4  # the second for texts that the model has never seen the like of: there float32 itself is as far off

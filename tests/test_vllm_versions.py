@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from swift_rm.integrations.vllm import source_check, version
-from swift_rm.integrations.vllm.source_check import SourceDiffers, check_source, differences, digest, find, vllm_folder
-from swift_rm.integrations.vllm.used_names import USED, Used
-from swift_rm.integrations.vllm.version import check_version
-from swift_rm.tested_versions import UntestedVersion, memory_file
+from swift_rm.files.tested_versions import UntestedVersion, memory_file
+from swift_rm.integrations.vllm.versions import source_check, version
+from swift_rm.integrations.vllm.versions.source_check import SourceDiffers, check_source, differences, digest, find, vllm_folder
+from swift_rm.integrations.vllm.versions.used_names import USED, Used
+from swift_rm.integrations.vllm.versions.version import check_version
 
 SOURCE = '''
 class Base:

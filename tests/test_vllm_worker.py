@@ -7,13 +7,13 @@ import pytest
 import torch
 from vllm_fake_worker import FakeWorker, fake_vllm, reward_worker, state
 
-from swift_rm.integrations.vllm.sample import Sample
-from swift_rm.integrations.vllm.step_counts import OutOfStep
+from swift_rm.integrations.vllm.worker.sample import Sample
+from swift_rm.integrations.vllm.worker.step_counts import OutOfStep
 
 
 @pytest.fixture(autouse=True)
 def version(monkeypatch):
-    monkeypatch.setattr("swift_rm.integrations.vllm.version.installed_version", lambda: "0.33.0")
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda: "0.33.0")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from swift_rm.waves import PRIOR, Plan, Sampled, expected_gain
+from swift_rm.decoding.candidate_budget import PRIOR, Plan, Sampled, expected_gain
 
 
 def gain_by_enumeration(own, others, more):

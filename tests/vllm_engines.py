@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from swift_rm import SwiftRewardModel, score
-from swift_rm.encoding import encode_prompt
-from swift_rm.ranking import BestOfN
+from swift_rm.selection.candidates import BestOfN
+from swift_rm.tokens.encoding import encode_prompt
 
 SETTINGS = {"dtype": "float32", "kv_cache_memory_bytes": 256 << 20, "max_model_len": 512, "max_num_seqs": 64}
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -13,12 +13,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from swift_rm.encoding import encode_prompt
-from swift_rm.integrations.vllm.middleware import RewardMiddleware
-from swift_rm.integrations.vllm.rows import sample_names
-from swift_rm.integrations.vllm.settings import WORKER
-from swift_rm.running_mean import RunningMean
-from swift_rm.tap import HiddenStateTap
+from swift_rm.capture.running_mean import RunningMean
+from swift_rm.capture.tap import HiddenStateTap
+from swift_rm.integrations.vllm.server.middleware import RewardMiddleware
+from swift_rm.integrations.vllm.worker.settings import WORKER
+from swift_rm.integrations.vllm.worker.step_rows import sample_names
+from swift_rm.tokens.encoding import encode_prompt
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 JSON = [(b"content-type", b"application/json")]

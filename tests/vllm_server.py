@@ -55,7 +55,7 @@ def serve(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Start a server of ``model`` with ``more`` arguments, yield it at once, and end it with all its processes."""
-    from swift_rm.embedded import resolve
+    from swift_rm.models.load import resolve
 
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
@@ -106,7 +106,7 @@ def questions(count: int, seed: int = 3) -> list[list[dict[str, str]]]:
 def expected(reward_model: str, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], model: str = NAME) -> list[float]:
     """Return what transformers says of prompts and responses, given as token ids."""
     from swift_rm import SwiftRewardModel, score
-    from swift_rm.embedded import load_language_model, resolve
+    from swift_rm.models.load import load_language_model, resolve
 
     lm, tokenizer = load_language_model(model, progress=False)
     rm = SwiftRewardModel.from_pretrained(resolve(reward_model))

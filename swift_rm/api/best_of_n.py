@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.api.drawing import Drawing, Wanted, request_of
 from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.failures import ApiFailure, Hopeless
 from swift_rm.api.reply import Answered
+from swift_rm.api.request_scheduler import Drawing, Wanted, request_of
 from swift_rm.api.usage import Usage
-from swift_rm.json_lines import json_line
-from swift_rm.ranking import BestOfN, Candidate, ranked
-from swift_rm.rollouts import Prompt
-from swift_rm.selection import DEFAULT_RULE, EXTERNAL_RULES, select
+from swift_rm.decoding.candidate_budget import Ended
+from swift_rm.files.json_lines import json_line
+from swift_rm.records.rollouts import Prompt
+from swift_rm.selection.candidates import BestOfN, Candidate, ranked
+from swift_rm.selection.rules import DEFAULT_RULE, EXTERNAL_RULES, select
 from swift_rm.tasks.answers import find_answer
-from swift_rm.waves import Ended
 
 if TYPE_CHECKING:
-    from swift_rm.reward_model import SwiftRewardModel
+    from swift_rm.reward.reward_model import SwiftRewardModel
 
 
 class ApiBestOfN:
@@ -171,7 +171,7 @@ def rewards_of(rm: SwiftRewardModel, answers: Sequence[Answered]) -> list[float]
     """Return the rewards of responses from their log-probabilities; NaN for one without a token."""
     import torch
 
-    from swift_rm.logprob_features import features_of
+    from swift_rm.reward.logprob_features import features_of
 
     read = [answer.logprobs for answer in answers if answer.logprobs.chosen]
     features, offsets = features_of(read, rm.config.top_logprobs or 0)

@@ -14,9 +14,9 @@ from swift_rm.api.client import open_client
 from swift_rm.api.failures import ApiFailure, Hopeless, Malformed, Refused
 from swift_rm.api.faults import fault_of, words_of
 from swift_rm.api.keys import ApiKey, host_of, without_secrets
+from swift_rm.api.retry_delay import LONGEST_TOLD_S, LONGEST_WAIT_S, backoff
 from swift_rm.api.usage import Usage
-from swift_rm.api.waiting import LONGEST_TOLD_S, LONGEST_WAIT_S, backoff
-from swift_rm.time_limit import call_within
+from swift_rm.files.time_limit import call_within
 
 Value = TypeVar("Value")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from swift_rm.ranking import BestOfN
+    from swift_rm.selection.candidates import BestOfN
 
 
 class ApiFailure(OSError):

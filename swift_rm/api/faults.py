@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from swift_rm.api.client import TooLong
 from swift_rm.api.failures import Hopeless, Malformed, Refused
 from swift_rm.api.keys import without_secrets
-from swift_rm.api.waiting import LONGEST_TOLD_S, told_to_wait
+from swift_rm.api.retry_delay import LONGEST_TOLD_S, told_to_wait
 
 if TYPE_CHECKING:
     from swift_rm.api.endpoint import Endpoint

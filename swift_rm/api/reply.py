@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from swift_rm.api.content_tokens import content_tokens
 from swift_rm.api.failures import Malformed, Unusable
-from swift_rm.logprobs import TokenLogprobs
+from swift_rm.reward.logprobs import TokenLogprobs
 
 NO_LOGPROBS = (
     "this server accepted the request but returned no log-probabilities: reasoning models of OpenAI's and many hosted ones "

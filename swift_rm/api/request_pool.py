@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from swift_rm.time_limit import Outcome, call_within
+from swift_rm.files.time_limit import Outcome, call_within
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")

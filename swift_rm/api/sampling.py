@@ -10,16 +10,16 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.api.drawing import Drawing, Wanted, request_of
 from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.failures import ApiFailure, Hopeless
 from swift_rm.api.reply import Answered
-from swift_rm.appending import LineAppender
-from swift_rm.grading import DEFAULT_TIMEOUT_S, Graded, Grader, GradeTally, GuardedGrader, grade_all
-from swift_rm.kept_rollouts import KeptRollouts
-from swift_rm.logprobs import MOST_ALTERNATIVES
-from swift_rm.resuming import checker
-from swift_rm.rollouts import Prompt, Rollout
+from swift_rm.api.request_scheduler import Drawing, Wanted, request_of
+from swift_rm.files.jsonl_appender import LineAppender
+from swift_rm.records.resume_check import checker
+from swift_rm.records.rollout_index import KeptRollouts
+from swift_rm.records.rollouts import Prompt, Rollout
+from swift_rm.reward.logprobs import MOST_ALTERNATIVES
+from swift_rm.sampling.guarded_grader import DEFAULT_TIMEOUT_S, Graded, Grader, GradeTally, GuardedGrader, grade_all
 from swift_rm.tasks.task import Question, as_question, check_questions
 
 
@@ -38,7 +38,7 @@ def sample_api(
     seed: int | None = 0,
     progress: bool = False,
 ) -> Generator[list[Rollout], None, None]:
-    """Yield each question's responses, in order, when they are in ``out``; grading is that of :func:`swift_rm.sampling.sample`.
+    """Yield each question's responses, in order, when they are in ``out``; grading is that of :func:`swift_rm.sample`.
 
     The records have no token ids, and the log-probabilities of each token and of ``top_logprobs`` alternatives. A run that
     was stopped, by SIGKILL even, goes on where it was when called again, response by response. Whatever ends the run, what

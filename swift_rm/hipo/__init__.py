@@ -1,5 +1,5 @@
 """HiPO: teach a language model to choose, question by question, between thinking first and answering at once."""
 
-from swift_rm.hipo.template import Mode, Parsed, Template
+from swift_rm.hipo.response.template import Mode, Parsed, Template
 
 __all__ = ["Mode", "Parsed", "Template"]

@@ -6,7 +6,7 @@ mathematics here, cannot be installed.
 
 from __future__ import annotations
 
-from swift_rm.selection import check_rule, select
+from swift_rm.selection.rules import check_rule, select
 from swift_rm.tasks.answers import find_answer
 
 try:
@@ -28,7 +28,7 @@ def swift_rm() -> type[ModelAPI]:
 def best_of_n(n: int = 16, rule: str = "best") -> Solver:
     """Answer with the best of ``n`` responses, chosen by their rewards, of a model of the provider ``swift-rm``.
 
-    ``rule`` is one of :mod:`swift_rm.selection`. The chosen one is the first of the output's choices, the others follow as
+    ``rule`` is one of :mod:`swift_rm.selection.rules`. The chosen one is the first of the output's choices, the others follow as
     they were drawn; the sample's metadata has its reward as ``swift_reward`` and its probability of being right as
     ``swift_probability``. Raises ValueError for n < 1, a rule that reads another reward, a model whose choices carry no
     rewards, and tools, which none of that provider can use.

@@ -7,11 +7,11 @@ from typing import Any
 
 import anyio.to_thread
 
-from swift_rm.embedded import TINY_REWARD, load_language_model, resolve
-from swift_rm.encoding import encode_prompt
 from swift_rm.integrations.sampler import CandidateSampler
-from swift_rm.ranking import Candidate
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.models.load import TINY_REWARD, load_language_model, resolve
+from swift_rm.reward.reward_model import SwiftRewardModel
+from swift_rm.selection.candidates import Candidate
+from swift_rm.tokens.encoding import encode_prompt
 
 try:
     from inspect_ai.model import (

@@ -7,9 +7,9 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.encoding import encode_prompt
 from swift_rm.integrations.its_hub_turns import Turns, is_one, turns_to_answer
 from swift_rm.integrations.sampler import CandidateSampler
+from swift_rm.tokens.encoding import encode_prompt
 
 try:
     from its_hub.api import AbstractLanguageModel
@@ -19,13 +19,13 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from swift_rm.reward_model import SwiftRewardModel
+    from swift_rm.reward.reward_model import SwiftRewardModel
 
 
 class SwiftLanguageModel(AbstractLanguageModel):  # type: ignore[misc]
     """Answer conversations; the rewards of the last ``keep`` answers are kept by conversation and text (NaN as minus infinity).
 
-    ``settings`` are keywords of :func:`swift_rm.best_of_n` that say how tokens are drawn, ``batch_size`` and
+    ``settings`` are keywords of :func:`swift_rm.decoding.best_of_n` that say how tokens are drawn, ``batch_size`` and
     ``chat_template_kwargs``. Raises ValueError for a reward model of another language model, and when it is asked for
     tools or formats, or to go on with a response.
     """

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from swift_rm.integrations.scored_text import ScoredText
-from swift_rm.selection import check_rule, select
+from swift_rm.selection.rules import check_rule, select
 from swift_rm.tasks.answers import find_answer
 
 try:
@@ -21,7 +21,7 @@ class BestOfNFilter(Filter):  # type: ignore[misc]
     """``function: best_of_n`` in a task's ``filter_list``: of each question's responses the best one is left.
 
     It reads the rewards that the responses of ``--model swift-rm`` carry, so it comes before filters that cut texts;
-    ``take_first_k`` may go before it. ``rule`` is one of :mod:`swift_rm.selection` that reads rewards or answers, which
+    ``take_first_k`` may go before it. ``rule`` is one of :mod:`swift_rm.selection.rules` that reads rewards or answers, which
     are found as :mod:`swift_rm.tasks.answers` says. Raises ValueError for another rule, responses that carry no reward,
     and where none of a question's has one.
     """

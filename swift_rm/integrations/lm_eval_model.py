@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from swift_rm.embedded import TINY, TINY_REWARD, resolve
 from swift_rm.integrations.sampler import CandidateSampler
 from swift_rm.integrations.scored_text import ScoredText
-from swift_rm.reward_model import SwiftRewardModel
+from swift_rm.models.load import TINY, TINY_REWARD, resolve
+from swift_rm.reward.reward_model import SwiftRewardModel
 
 try:
     from lm_eval.api.registry import register_model
@@ -27,7 +27,7 @@ class SwiftLM(HFLM):  # type: ignore[misc]
     """``--model swift-rm``: HFLM, but each response that it generates is a :class:`ScoredText`; log-likelihoods are HFLM's own.
 
     ``reward_model`` is a folder, a Hub id, the embedded one or an object. The repeats of a request are decoded together from
-    one prompt, ``batch_size`` prompts at a time, drawn as by :func:`swift_rm.best_of_n` with a seed from ``--seed``.
+    one prompt, ``batch_size`` prompts at a time, drawn as by :func:`swift_rm.decoding.best_of_n` with a seed from ``--seed``.
     Raises ValueError for a reward model of another language model, and for options that HFLM follows and the engine does not.
     """
 

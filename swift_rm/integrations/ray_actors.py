@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from swift_rm._version import __version__
-from swift_rm.embedded import TINY, load_language_model, load_outline
+from swift_rm.files.time_limit import call_within
 from swift_rm.integrations.ray_cluster import LOCAL, Row, check_address, connect, heads, watched
-from swift_rm.time_limit import call_within
-from swift_rm.workers import Job, Result, Work
+from swift_rm.models.load import TINY, load_language_model, load_outline
+from swift_rm.sampling.batch_runner import Job, Result, Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

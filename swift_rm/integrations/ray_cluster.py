@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from swift_rm.time_limit import Outcome, call_within
+from swift_rm.files.time_limit import Outcome, call_within
 
 Row = dict[str, Any]
 

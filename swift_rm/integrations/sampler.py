@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.engine import Asked, Engine
-from swift_rm.generation import sampling_settings, seed_for
-from swift_rm.identity import check_base_model
-from swift_rm.ranking import Candidate
-from swift_rm.results import candidates_of, decode_text
-from swift_rm.scoring import score
-from swift_rm.stop_text import cut
-from swift_rm.waves import Plan
+from swift_rm.decoding.candidate_budget import Plan
+from swift_rm.decoding.engine import Asked, Engine
+from swift_rm.decoding.rank_decoded import candidates_of, decode_text
+from swift_rm.reward.identity import check_base_model
+from swift_rm.sampling.generation import sampling_settings, seed_for
+from swift_rm.scoring.score import score
+from swift_rm.selection.candidates import Candidate
+from swift_rm.tokens.stop_text import cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from swift_rm.reward_model import SwiftRewardModel
+    from swift_rm.reward.reward_model import SwiftRewardModel
 
 _RUNNING = threading.Lock()  # torch's random state and the taps on a model are nobody's alone
 

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.encoding import encode
-from swift_rm.identity import check_base_model
-from swift_rm.scoring import score_encoded
+from swift_rm.reward.identity import check_base_model
+from swift_rm.scoring.score import score_encoded
+from swift_rm.tokens.encoding import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from swift_rm.encoding import Prompt, Response
-    from swift_rm.reward_model import SwiftRewardModel
+    from swift_rm.reward.reward_model import SwiftRewardModel
+    from swift_rm.tokens.encoding import Prompt, Response
 
 
 class SwiftReward:

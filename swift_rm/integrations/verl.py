@@ -11,10 +11,10 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.embedded import load_language_model, resolve
-from swift_rm.identity import check_base_model
-from swift_rm.reward_model import SwiftRewardModel
-from swift_rm.scoring import score
+from swift_rm.models.load import load_language_model, resolve
+from swift_rm.reward.identity import check_base_model
+from swift_rm.reward.reward_model import SwiftRewardModel
+from swift_rm.scoring.score import score
 
 try:
     from verl.experimental.reward_loop.reward_manager import register

@@ -1,15 +1,15 @@
 """The homework world: multi-step clock arithmetic (mod 100) by imperfect students, each attempt graded.
 
 A question is a start value and one to four additions or subtractions. The popular mistake is a forgotten carry (or
-borrow), more often than not wherever one is needed; `swift_rm.tasks.world` says what students do otherwise.
+borrow), more often than not wherever one is needed; `swift_rm.tasks.synthetic_task` says what students do otherwise.
 """
 
 from __future__ import annotations
 
 import random
 
-from swift_rm.tasks import world
-from swift_rm.tasks.world import Habits, fillers, question_prompt, split_of, write_attempt
+from swift_rm.tasks import synthetic_task as world
+from swift_rm.tasks.synthetic_task import Habits, fillers, question_prompt, split_of, write_attempt
 
 __all__ = [
     "SYMBOLS", "Exercise", "Habits", "HomeworkTask", "fillers", "forgotten", "needs_carry", "parse", "question_prompt",

@@ -3,14 +3,14 @@
 A question is a word of four letters and one to four operations on it: ``~`` reverses it, ``/`` moves its last letter to
 the front, ``^`` replaces each letter by the next (after f comes a), ``:`` swaps its halves. Three of them have a popular
 mistake, made more often than not where it matters: a reversal leaves the ends in place, a rotation goes the wrong way,
-and an f, which has no next letter in sight, stays. `swift_rm.tasks.world` says what students do otherwise.
+and an f, which has no next letter in sight, stays. `swift_rm.tasks.synthetic_task` says what students do otherwise.
 """
 
 from __future__ import annotations
 
 import random
 
-from swift_rm.tasks import world
+from swift_rm.tasks import synthetic_task as world
 
 LETTERS = "abcdef"
 LENGTH = 4

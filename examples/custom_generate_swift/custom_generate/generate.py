@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swift_rm import BestOfNDecoding, SwiftRewardModel
-from swift_rm.integrations.by_name import reward_model_named
+from swift_rm.integrations.model_cache import reward_model_named
 
 
 def generate(

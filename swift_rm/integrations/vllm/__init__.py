@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from swift_rm.integrations.vllm.version import check_version
+from swift_rm.integrations.vllm.versions.version import check_version
 
 _ROOMS = {
-    "VLLMBestOfN": "best_of_n",
-    "RewardWorker": "worker",  # imported where it runs: it picks the worker of the platform it finds
-    "RewardMiddleware": "middleware",
-    "LogitsReward": "logits",
+    "VLLMBestOfN": "offline.best_of_n",
+    "RewardWorker": "worker.worker",  # imported where it runs: it picks the worker of the platform it finds
+    "RewardMiddleware": "server.middleware",
+    "LogitsReward": "worker.logits",
 }
 __all__ = ["LogitsReward", "RewardMiddleware", "RewardWorker", "VLLMBestOfN"]
 

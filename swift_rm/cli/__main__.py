@@ -1,0 +1,6 @@
+"""`python -m swift_rm.cli`, where no script is installed."""
+
+from swift_rm.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""`swift-rm probe`: from graded rollouts to the tables of where the signal lives."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from swift_rm.records.rollouts import Rollout, group_by_question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from swift_rm.cli.shared import Result
+    from swift_rm.evaluation.gate_mass import GateMass
+    from swift_rm.evaluation.response_summaries import Summaries
+    from swift_rm.reward.config import SwiftConfig
+    from swift_rm.reward.reward_model import SwiftRewardModel
+
+PART_BYTES = 2**30  # states held at once
+POINTS = 2000  # responses whose places are written for pictures
+
+
+def probe(args: Namespace) -> Result:
+    """Read the rollouts, load the model and probe it, see :func:`run_probe`."""
+    from swift_rm.cli.shared import load, read_rollout_files
+    from swift_rm.files.atomic_write import check_writable
+
+    if args.out:
+        check_writable(args.out, args.rollouts)
+    rollouts = read_rollout_files(args)
+    return run_probe(args, rollouts, *load(args))
+
+
+def run_probe(args: Namespace, rollouts: Sequence[Rollout], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Result:
+    """Probe the layers of a model on graded rollouts, and the gate of a reward model if one is given.
+
+    Raises ValueError where the reward model reads at another position, region or layer than asked for.
+    """
+    from swift_rm.cli.shared import Result, parse_layers, watched
+    from swift_rm.evaluation import probing
+    from swift_rm.files.atomic_write import check_writable, write_whole
+    from swift_rm.models.load import resolve
+    from swift_rm.models.model_shape import model_shape
+    from swift_rm.reward.config import SwiftConfig
+    from swift_rm.reward.identity import check_sampled_by, describe_base
+    from swift_rm.reward.reward_model import SwiftRewardModel
+
+    if args.questions is not None and args.questions < 1:
+        raise ValueError(f"--questions must be at least 1, got {args.questions}")
+    if args.out:
+        check_writable(args.out)
+    rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model)).to(model.device) if args.reward_model else None
+    position = args.position or (rm.config.position if rm else "generating")
+    region = args.region or (rm.config.region if rm else "response")
+    shape = model_shape(model)
+    layers = parse_layers(args.layers, shape.layers)
+    config = describe_base(SwiftConfig(shape.hidden_size, layers, position=position, region=region), model, tokenizer)
+    groups = group_by_question(rollouts)
+    chosen = [rollout for group in islice(groups.values(), args.questions) for rollout in group]
+    check_sampled_by(chosen, model)
+    summaries, gate = read_states(
+        model, tokenizer, chosen, config, rm, batch_size=args.batch_size,
+        max_bytes=int(args.max_gib * 2**30) if args.max_gib else None, progress=watched(),
+    )  # fmt: skip
+    found = probing.probe(summaries, gate, folds=args.folds, seed=args.seed, progress=watched())
+    known = {"base_model": config.base_model, "position": position, "region": region, "questions_left_out": 0}
+    if args.questions is not None:
+        known["questions_left_out"] = max(0, len(groups) - args.questions)
+    if args.out:
+        write_whole(args.out, json.dumps({**known, **found.to_dict(POINTS)}, ensure_ascii=False) + "\n")
+    return Result(probing.format_probe(found), {**known, **found.to_dict()})
+
+
+def read_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Sequence[Rollout],
+    config: SwiftConfig,
+    rm: SwiftRewardModel | None = None,
+    *,
+    batch_size: int = 32,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> tuple[Summaries, GateMass | None]:
+    """Run the model over the rollouts once and keep two states a response and layer, and where the gate looks.
+
+    Token states are held for some responses at a time, so that all layers of a large model can be read. Raises ValueError
+    if what is kept would need more than ``max_bytes``, by default half of the memory that is free, or as
+    ``extract_features``.
+    """
+    import numpy as np
+    import torch
+    from tqdm.auto import tqdm
+
+    from swift_rm.evaluation.gate_mass import mass_of_gates
+    from swift_rm.evaluation.response_summaries import Summaries, summarise
+    from swift_rm.features.read_states import extract_features, free_bytes
+    from swift_rm.tokens.region import find_region
+    from swift_rm.training.question_split import check_trainable
+
+    check_trainable([(rollout.question_id, rollout.label) for rollout in rollouts])
+    columns = None if rm is None else _columns(rm, model, tokenizer, config)
+    needed, limit = len(rollouts) * 2 * config.width * 4, max_bytes or free_bytes() // 2
+    if needed > limit:
+        raise ValueError(
+            f"two states of {len(rollouts)} responses in {len(config.layers)} layers need {needed / 2**30:.1f} GiB, "
+            f"more than {limit / 2**30:.1f} GiB: read fewer layers or fewer questions"
+        )
+    parts, gates, read = [], [], []
+    with tqdm(total=len(rollouts), desc="reading states", unit="response", disable=not progress, delay=1) as bar:
+        for some in _parts(rollouts, config.width * model.dtype.itemsize):
+            features = extract_features(model, tokenizer, some, config, batch_size=batch_size, max_bytes=max_bytes)
+            parts.append(summarise(features, config))
+            if rm is not None:
+                with torch.no_grad():
+                    mine = features.states[:, columns].to(rm.head.weight)
+                    gates.append(rm.token_scores(mine).gate.double().cpu().numpy())
+                for rollout in some:
+                    tokens = find_region(rollout.response_ids, config.region, tokenizer).tokens
+                    read.append([rollout.response_ids[token] for token in tokens])
+            bar.update(len(some))
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(rollout.question_id for rollout in rollouts))}
+    summaries = Summaries.joined(parts, np.array([numbers[rollout.question_id] for rollout in rollouts]))
+    if rm is None:
+        return summaries, None
+    offsets = np.cumsum([0, *map(len, read)]).tolist()
+    return summaries, mass_of_gates(np.concatenate(gates), offsets, read, tokenizer)
+
+
+def _parts(rollouts: Sequence[Rollout], token_bytes: int) -> Iterator[list[Rollout]]:
+    """Yield the rollouts in parts whose states fit into ``PART_BYTES``, one at least."""
+    part: list[Rollout] = []
+    held = 0
+    for rollout in rollouts:
+        size = len(rollout.response_ids) * token_bytes
+        if part and held + size > PART_BYTES:
+            yield part
+            part, held = [], 0
+        part.append(rollout)
+        held += size
+    yield part
+
+
+def _columns(rm: SwiftRewardModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SwiftConfig) -> list[int]:
+    """Return the columns of the states that the reward model reads; raise ValueError if it reads others than are read here."""
+    from swift_rm.features.row_selection import view_of
+    from swift_rm.models.model_shape import model_shape
+    from swift_rm.reward.identity import check_base_model
+
+    if rm.config.source != "hidden":
+        raise ValueError(f"layers are probed for hidden states, but the reward model reads the source {rm.config.source!r}")
+    check_base_model(rm.config, model, tokenizer)
+    if view_of(rm.config) != view_of(config):
+        raise ValueError(f"the reward model reads at {view_of(rm.config)}, but states are to be read at {view_of(config)}")
+    layers = rm.config.for_base(model_shape(model).layers).layers
+    if missing := [layer for layer in layers if layer not in config.layers]:
+        raise ValueError(f"the reward model reads layer {missing[0]}, which is not among the layers {config.layers}")
+    d = config.hidden_size
+    return [config.layers.index(layer) * d + unit for layer in layers for unit in range(d)]

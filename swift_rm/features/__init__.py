@@ -1,0 +1,1 @@
+"""Hidden states of graded responses: read, kept on disk in shards, quantised, read again."""

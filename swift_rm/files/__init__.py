@@ -1,0 +1,1 @@
+"""Whole-file writes, appended lines, time limits, versions: what has no idea of language models."""

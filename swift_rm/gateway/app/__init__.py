@@ -1,0 +1,1 @@
+"""The gateway's application: routes, who may ask, completions and the page."""

@@ -1,0 +1,1 @@
+"""HTTP: bodies in, replies out, the log, the metrics and the description of the API."""

@@ -1,0 +1,138 @@
+"""Answers as OpenAI's JSON: completions, and the chunks of a stream."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from swift_rm.gateway.request.backend import Answer, Delta
+from swift_rm.gateway.request.request import Asking
+from swift_rm.selection.candidates import Candidate
+
+ABSTAINED = "abstained"  # the finish reason where no candidate is good enough
+_PIECE = re.compile(r"\s*\S+\s*|\s+")
+
+
+class Replies:
+    """The replies to one request, under one id; they tell which of its fields were ``ignored``."""
+
+    def __init__(self, asking: Asking, ignored: Sequence[str] = ()) -> None:
+        self.asking, self.ignored, self.created = asking, ignored, int(time.time())
+        self.id = f"{'chatcmpl' if asking.chat else 'cmpl'}-{secrets.token_hex(12)}"
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the reply that is not streamed."""
+        kind = "chat.completion" if self.asking.chat else "text_completion"
+        return {**self._head(kind), "choices": self._choices(answers), "usage": usage(answers), "swift": self.told(answers)}
+
+    def chunks(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """Yield the chunks that stream answers which are there already: the first choice word by word, then the next."""
+        choices = self._choices(answers)
+        for choice in choices:
+            message = choice.pop("message", None)
+            content = (message["content"] if message else choice.pop("text")) or ""
+            for first, piece in enumerate(_PIECE.findall(content) or [""]):
+                yield self.chunk(choice["index"], piece, begin=not first)
+            last = self._chunk([self._delta(choice["index"], "", end=choice, refusal=(message or {}).get("refusal"))])
+            told = choice is choices[-1] and not self.asking.include_usage
+            yield {**last, "swift": self.told(answers)} if told else last
+        yield from self.end(answers)
+
+    def chunk(self, index: int, text: str, begin: bool = False) -> dict[str, Any]:
+        """Return a chunk with more of a choice's text."""
+        return self._chunk([self._delta(index, text, begin)])
+
+    def last(self, delta: Delta) -> dict[str, Any]:
+        """Return the chunk that ends a choice."""
+        assert delta.candidate is not None
+        return self._chunk([self._delta(delta.index, delta.text, end=self._choice(delta.index, delta.candidate))])
+
+    def end(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """Yield what comes after the last choice: a chunk without one, which only who asked for usage knows how to read."""
+        if self.asking.include_usage:
+            yield {**self._chunk([]), "usage": usage(answers), "swift": self.told(answers)}
+
+    def told(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return what the reply says beyond OpenAI's: the rule, and the chosen candidate's reward and probability."""
+        asking, first = self.asking, answers[0].candidates[0]
+        told: dict[str, Any] = {
+            "rule": asking.rule, "n": asking.drawn, "drawn": sum(answer.drawn for answer in answers),
+            "ended": answers[0].ended, **_judged(first),
+        }  # fmt: skip
+        if asking.return_candidates:
+            told["candidates"] = [[_candidate(one, asking) for one in answer.candidates] for answer in answers]
+        if self.ignored:
+            told["ignored"] = list(self.ignored)
+        return told
+
+    def abstains(self, answer: Answer) -> bool:
+        """Tell whether the chosen candidate is not good enough, or its probability unknown."""
+        below = self.asking.abstain_below
+        return below is not None and not answer.candidates[0].probability >= below
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.asking.model}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head("chat.completion.chunk" if self.asking.chat else "text_completion"), "choices": choices}
+
+    def _choices(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        choices: list[dict[str, Any]] = []
+        for place, answer in enumerate(answers):
+            start, below = place * self.asking.returned, self.asking.abstain_below
+            if self.abstains(answer):
+                choices.append(self._abstained(start, answer.candidates[0]))
+                continue
+            shown = [one for one in answer.candidates[: self.asking.returned] if below is None or one.probability >= below]
+            choices.extend(self._choice(start + i, one) for i, one in enumerate(shown))
+        return choices
+
+    def _choice(self, index: int, candidate: Candidate) -> dict[str, Any]:
+        said = {"message": {"role": "assistant", "content": candidate.text, "refusal": None}} if self.asking.chat else {
+            "text": candidate.text
+        }  # fmt: skip
+        ids = {"token_ids": candidate.token_ids} if self.asking.return_token_ids and candidate.token_ids else {}
+        return {
+            "index": index, **said, "logprobs": None, "finish_reason": candidate.finish_reason, **_judged(candidate), **ids
+        }  # fmt: skip
+
+    def _abstained(self, index: int, candidate: Candidate) -> dict[str, Any]:
+        """Return the choice that stands where no candidate is good enough."""
+        chance = "unknown" if math.isnan(candidate.probability) else f"{candidate.probability:.3g}"
+        why = f"no answer: the chosen candidate's probability to be right is {chance}, below {self.asking.abstain_below:g}"
+        said = {"message": {"role": "assistant", "content": "", "refusal": why}} if self.asking.chat else {"text": ""}
+        return {"index": index, **said, "logprobs": None, "finish_reason": ABSTAINED, **_judged(candidate)}
+
+    def _delta(
+        self, index: int, text: str, begin: bool = False, end: dict[str, Any] | None = None, refusal: str | None = None
+    ) -> dict[str, Any]:
+        if self.asking.chat:
+            delta: dict[str, Any] = {"role": "assistant", "content": text} if begin else {"content": text} if text else {}
+            said: dict[str, Any] = {"delta": {**delta, "refusal": refusal} if refusal else delta}
+        else:
+            said = {"text": text}
+        rest = {key: value for key, value in (end or {}).items() if key not in ("message", "text")}
+        return {"finish_reason": None, "logprobs": None, **rest, "index": index, **said}
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, int]:
+    """Return the tokens of the prompts, and of all candidates that were drawn for them."""
+    prompt, completion = (sum(getattr(one, f"{kind}_tokens") for one in answers) for kind in ("prompt", "completion"))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _judged(candidate: Candidate) -> dict[str, float | None]:
+    """Return reward and calibrated probability, None where there is none."""
+    return {
+        name: value if math.isfinite(value) else None
+        for name, value in (("reward", candidate.reward), ("probability", candidate.probability))
+    }
+
+
+def _candidate(one: Candidate, asking: Asking) -> dict[str, Any]:
+    ids = {"token_ids": one.token_ids} if asking.return_token_ids and one.token_ids else {}
+    return {"text": one.text, "answer": one.answer, "finish_reason": one.finish_reason, **_judged(one), **ids}

@@ -1,0 +1,1 @@
+"""A language model here, decoded in batches that users share."""

@@ -1,0 +1,112 @@
+"""The prompts of a request as token ids, and how many tokens may follow them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from swift_rm.gateway.request.errors import refused
+from swift_rm.gateway.request.request import Asking
+from swift_rm.sampling.generation import DEFAULT_NEW_TOKENS
+from swift_rm.tokens.encoding import check_vocabulary, encode_prompt, vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+# What templates, filled with what a user sent, end in: their own complaints, and those of Python about a value's type.
+_FAILURES = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Read:
+    """One prompt as token ids, and how many new tokens each of its candidates may have."""
+
+    ids: list[int]
+    max_new_tokens: int
+
+
+class Prompts:
+    """Reads prompts for one model, with a tokenizer that no other thread uses. ``default`` is the server's own limit of tokens.
+
+    Raises GatewayError, status 400, for what cannot be read: a template that refuses the messages, token ids that the model
+    does not have, nothing at all, more than the context holds.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, default: int | None) -> None:
+        self._model, self._tokenizer, self._default = model, tokenizer, default
+        self._context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        template = inspect.signature(tokenizer.apply_chat_template).parameters
+        self._taken = {name for name, one in template.items() if one.kind is not one.VAR_KEYWORD} | {"messages"}
+
+    def read(self, asking: Asking) -> list[Read]:
+        """Return the prompts of a request."""
+        if taken := sorted(self._taken & set(asking.template)):
+            raise refused(f"chat_template_kwargs are for the chat template, and {taken[0]!r} is not", "chat_template_kwargs")
+        return [self._read(prompt, asking) for prompt in asking.prompts]
+
+    def _read(self, prompt: Any, asking: Asking) -> Read:
+        param = "messages" if asking.chat else "prompt"
+        if asking.chat and not self._tokenizer.chat_template:
+            raise refused("this model has no chat template: ask /v1/completions, with a prompt as text", param)
+        try:
+            ids = encode_prompt(self._tokenizer, self._messages(prompt) if asking.chat else _whole(prompt), asking.template)
+        except _FAILURES as error:
+            said = str(error)[:300].encode(errors="replace").decode()
+            raise refused(f"the prompt cannot be read: {said}", param) from None
+        if not ids:
+            raise refused("the prompt is empty", param)
+        try:
+            check_vocabulary(vocabulary_size(self._model), ids, "the prompt")
+        except ValueError as error:
+            raise refused(str(error), param) from None
+        return Read(ids, self._room(len(ids), asking.max_tokens, param))
+
+    def _room(self, length: int, wanted: int | None, param: str) -> int:
+        """Return how many new tokens a candidate may have: by default what the context holds, up to 1,024."""
+        room = max(DEFAULT_NEW_TOKENS, wanted or 0) if self._context is None else self._context - length
+        if room < 1:
+            raise refused(
+                f"the prompt has {length} tokens, which leaves no room for a response: the model's context is {self._context}",
+                param, "context_length_exceeded",
+            )  # fmt: skip
+        if wanted is not None and wanted > room and wanted != self._default:
+            raise refused(
+                f"max_tokens={wanted} and the prompt's {length} tokens are more than the model's context, {self._context}",
+                "max_tokens", "context_length_exceeded",
+            )  # fmt: skip
+        return min(room, wanted or DEFAULT_NEW_TOKENS)
+
+    def _messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return messages as templates take them: text, from roles that the model or OpenAI's API knows."""
+        template = str(self._tokenizer.chat_template)
+        read = []
+        for place, message in enumerate(messages):
+            role, content = message["role"], message.get("content")
+            if role not in ROLES and repr(role) not in template and f'"{role}"' not in template:
+                raise refused(f"messages.{place}.role must be one of {', '.join(ROLES)}, got {role!r}", f"messages.{place}.role")
+            if role == "developer" and role not in template:
+                role = "system"  # its older name
+            if isinstance(content, list):
+                content = "\n".join(_text(part, f"messages.{place}.content") for part in content)
+            if content is None and not message.get("tool_calls"):
+                raise refused(f"messages.{place}.content must be text, got nothing", f"messages.{place}.content")
+            read.append({**message, "role": role, "content": _whole(content or "")})
+        return read
+
+
+def _whole(text: Any) -> Any:
+    """Return a text as it is; raise ValueError for half a character, which JSON can write with an escape sequence."""
+    if isinstance(text, str) and text.encode(errors="replace").decode() != text:
+        raise ValueError("it holds half of a character, from \\ud800 to \\udfff")
+    return text
+
+
+def _text(part: Mapping[str, Any], param: str) -> str:
+    if part["type"] != "text" or part.get("text") is None:
+        raise refused(f"{param}: this model reads text, and no part of type {part['type']!r:.40}", param)
+    return str(part["text"])

@@ -1,0 +1,1 @@
+"""The gateway's process: settings read, port taken, served, reloaded and ended by signals."""

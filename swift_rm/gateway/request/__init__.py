@@ -1,0 +1,1 @@
+"""What a request asks for: settings, limits, model names, errors, and the face of every backend."""

@@ -1,0 +1,1 @@
+"""A server elsewhere, asked for candidates that are ranked here."""

@@ -1,0 +1,142 @@
+"""The gateway in front of another server: the plain name passes through, a rule's candidates are drawn there and judged here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from swift_rm.api.best_of_n import check_reads
+from swift_rm.api.endpoint import limit_name
+from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
+from swift_rm.gateway.request.errors import refused
+from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.settings import Settings
+from swift_rm.gateway.upstream.answers import answer_of
+from swift_rm.gateway.upstream.client import UpstreamClient
+from swift_rm.gateway.upstream.faults import UpstreamFault, status_fault
+from swift_rm.gateway.upstream.forwarding import forward, with_limit
+from swift_rm.gateway.upstream.sampler import OURS, Choices, Drawing, Drawn
+
+if TYPE_CHECKING:
+    from swift_rm.reward.reward_model import SwiftRewardModel
+
+LOOK_S, LOOKED_S = 3.0, 5.0  # how long a look at the upstream may take, and how long it is believed
+
+
+class UpstreamBackend:
+    """Answer by the OpenAI-compatible server at ``settings.upstream``, called ``settings.model`` there and here.
+
+    Its reward model reads log-probabilities; without one only what passes through is answered. An upstream that is not
+    there yet does not keep the gateway from starting: ``health`` tells, and requests are answered 502. ``rm`` takes the
+    place of ``settings.reward_model``.
+    """
+
+    forwards = True
+
+    def __init__(self, settings: Settings, rm: SwiftRewardModel | None = None) -> None:
+        self.name, self.rewards = settings.model, bool(rm or settings.reward_model)
+        self._settings, self._rm = settings, rm
+        self._choices = {True: Choices(), False: Choices()}  # of chats, and of text completions
+        self._judge = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._looked: tuple[float, str | None] | None = None
+        self._looking = asyncio.Lock()
+        self._client: UpstreamClient | None = None
+
+    @property
+    def client(self) -> UpstreamClient:
+        """Return the connection; raise RuntimeError before ``start``."""
+        if self._client is None:
+            raise RuntimeError("the upstream is asked before it is looked up")
+        return self._client
+
+    def start(self) -> None:
+        """Check address and key, and load the reward model; the upstream itself is not asked."""
+        self._client = UpstreamClient(self._settings)
+        if self._rm is not None:
+            check_reads(self._rm, self.name, self._settings.any_model)
+        elif self._settings.reward_model:
+            self._rm = self._loaded()
+
+    def reload(self) -> str:
+        """Load the reward model anew; requests that are under way keep the one they began with."""
+        if not self._settings.reward_model:
+            raise ValueError("there is no reward model to load again: start with --reward-model")
+        self._rm = self._loaded()
+        return self._settings.reward_model
+
+    def _loaded(self) -> SwiftRewardModel:
+        from swift_rm.models.load import resolve
+        from swift_rm.reward.reward_model import SwiftRewardModel
+
+        rm = SwiftRewardModel.from_pretrained(resolve(self._settings.reward_model))
+        check_reads(rm, self.name, self._settings.any_model)
+        return rm
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.close()
+        self._judge.shutdown(wait=False, cancel_futures=True)
+
+    async def health(self) -> str | None:
+        """Return why the upstream cannot be asked, None if it answers; looked up at most every few seconds."""
+        async with self._looking:
+            if self._looked is None or time.monotonic() - self._looked[0] > LOOKED_S:
+                self._looked = time.monotonic(), await self._look()
+            return self._looked[1]
+
+    async def _look(self) -> str | None:
+        try:
+            reply = await self.client.get("models", LOOK_S)
+        except UpstreamFault as fault:
+            return fault.message
+        if reply.status in (401, 403) or reply.status >= 500:  # a server may have no list of models
+            return status_fault(reply.status, reply.headers, b"", self.client.where, self.client.key).message
+        return None
+
+    def ignored(self, asking: Asking) -> list[str]:
+        """Return the names of a request's fields about which nothing is done: those that the gateway asks for itself."""
+        return sorted(name for name in set(asking.others) & OURS if asking.others[name])
+
+    async def answer(self, asking: Asking, views: bool = False) -> list[Answer]:
+        """Draw each prompt's candidates and rank them; raise GatewayError where a prompt has none.
+
+        Where some of a prompt's requests fail after all retries, it is answered from what came: "failed" is how it ended.
+        """
+        rm = self._rm
+        if rm is None:
+            raise refused("this gateway has no reward model: start it with --reward-model", "model")
+        client, deadline = self.client, self.client.deadline()
+        drawings = [
+            Drawing(
+                client, self._choices[asking.chat], self.name, self._settings.retries, asking, number, rm.config.top_logprobs or 0
+            )
+            for number in range(len(asking.prompts))
+        ]  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one.run(deadline)) for one in drawings]
+        drawn = [task.result() for task in tasks]
+        for one in drawn:
+            if not one.answers:
+                raise one.failure or UpstreamFault(f"the upstream {client.where} gave no candidate")
+        judge = partial(_judged, rm, asking, drawn, views)
+        return await asyncio.get_running_loop().run_in_executor(self._judge, judge)
+
+    def live(self, asking: Asking) -> AsyncIterator[Delta]:
+        """Raise RuntimeError: what is plain passes through."""
+        raise RuntimeError("an upstream's plain responses pass through, and are not made here")
+
+    async def forward(self, path: str, body: bytes, stream: bool) -> Forwarded:
+        """Pass a request on as it is; only a limit of new tokens is added, if the gateway has one and the request none."""
+        if self._settings.max_tokens:
+            name = limit_name(self.client.where) if path.startswith("chat") else "max_tokens"
+            body = with_limit(body, self._settings.max_tokens, name)
+        return await forward(self.client, path, body, stream)
+
+
+def _judged(rm: SwiftRewardModel, asking: Asking, drawn: list[Drawn], views: bool) -> list[Answer]:
+    return [answer_of(rm, asking, one, views) for one in drawn]

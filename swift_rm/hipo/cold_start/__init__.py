@@ -1,0 +1,1 @@
+"""The data and the supervised training that come before reinforcement."""

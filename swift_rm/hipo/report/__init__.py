@@ -1,0 +1,1 @@
+"""What became of a run: its log, its figures, its page."""

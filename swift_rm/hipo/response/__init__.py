@@ -1,0 +1,1 @@
+"""The form of a hybrid response: template, tags, forced modes."""

@@ -1,0 +1,1 @@
+"""TRL's rollouts with hidden-state rewards, and the head that learns on with the policy."""

@@ -1,0 +1,1 @@
+"""vLLM's own server: rewards in its replies."""

@@ -1,0 +1,1 @@
+"""Which versions of vLLM the adapters go with, and what they use of it."""

@@ -1,0 +1,1 @@
+"""Finding and loading language models, their shape, and what is used of transformers' generation."""

@@ -1,0 +1,1 @@
+"""Rollouts and preference pairs as JSON lines: read, checked, resumed."""

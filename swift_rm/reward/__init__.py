@@ -1,0 +1,1 @@
+"""The reward model: configuration, head, calibration, identity, card, the paper's checkpoints."""

@@ -1,0 +1,1 @@
+"""A language model's responses to questions, graded and kept in a file that can be resumed."""

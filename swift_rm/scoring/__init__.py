@@ -1,0 +1,1 @@
+"""Rewards of responses that exist already."""
