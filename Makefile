@@ -48,6 +48,7 @@ $(VLLM_VENV)/.installed: pyproject.toml setup.py
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(STAMP)
 	$(BIN)/mypy

@@ -9,8 +9,8 @@ import torch
 
 from swift_rm import StreamingReward, SwiftRewardModel, score
 from swift_rm.files.tested_versions import TRANSFORMERS, installed
+from swift_rm.models.generation_config import own_ends
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
-from swift_rm.tokens.end_token import own_ends
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from versions import newest

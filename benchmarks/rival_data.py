@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from swift_rm.features.read_states import Features
+from swift_rm.records.rollouts import check_trainable
 from swift_rm.training.head_validation import question_aurocs
-from swift_rm.training.question_split import check_trainable
 
 
 @dataclass(frozen=True)

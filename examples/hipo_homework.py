@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hipo_steps import check_unfinished, in_pass_rewards, reinforce, say, told
 
+from swift_rm.files.text import counted
 from swift_rm.hipo.cold_start.cold_rows import to_dataset, write_rows
 from swift_rm.hipo.cold_start.cold_start import build
 from swift_rm.hipo.cold_start.judge_text import RuleExplainer
@@ -23,7 +24,6 @@ from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
 from swift_rm.hipo.cold_start.sft import sft
 from swift_rm.hipo.measuring import measure
 from swift_rm.models.load import TINY_THINKER, load_language_model
-from swift_rm.report.tables import counted
 from swift_rm.tasks.homework import HomeworkTask
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from swift_rm import SwiftConfig, SwiftRewardModel, fit, sample
 from swift_rm.files.atomic_write import write_whole
 from swift_rm.files.json_lines import json_line
+from swift_rm.files.text import aligned
 from swift_rm.hipo.cold_start.questions import difficulty_of
 from swift_rm.hipo.cold_start.sft import device_settings, save_merged
 from swift_rm.hipo.metrics import Row, step_metrics
@@ -19,7 +20,6 @@ from swift_rm.hipo.rollout import SwiftRollouts
 from swift_rm.hipo.rollouts.refresh import Refresh
 from swift_rm.hipo.trainer.watching import quiet, stopping, watch
 from swift_rm.models.model_shape import model_shape
-from swift_rm.report.tables import aligned
 from swift_rm.tasks.homework import HomeworkTask
 
 RATED, LABELLED = 150, 0.05  # questions whose labels a reward head is trained on before RL, and their share in RL

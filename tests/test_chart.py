@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from swift_rm.evaluation.intervals import Interval
+from swift_rm.files.text import shortened
 from swift_rm.report.palette import DARK, LIGHT
 from swift_rm.report.plots.axes_and_labels import (
     DASHES,
@@ -23,7 +24,6 @@ from swift_rm.report.plots.axes_and_labels import (
     line,
     percent_axis,
     plain_ticks,
-    shortened,
     sparse,
     spread,
     whiskers,

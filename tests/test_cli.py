@@ -11,7 +11,8 @@ import torch
 
 from swift_rm import SwiftRewardModel
 from swift_rm.cli.main import main
-from swift_rm.cli.shared import parse_layers, printable
+from swift_rm.cli.shared import parse_layers
+from swift_rm.files.text import printable
 from swift_rm.models.load import ASSETS
 
 TINY = ["--model", "tiny-reasoner"]

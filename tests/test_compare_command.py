@@ -7,7 +7,8 @@ import pytest
 from test_token_view import HOSTILE, UNSEEN, Page, browse  # noqa: F401
 
 from swift_rm.cli.main import main
-from swift_rm.report.html_page import POLICY, visible
+from swift_rm.files.text import visible
+from swift_rm.report.html_page import POLICY
 
 LONG = "word " * 5000 + "the end"
 

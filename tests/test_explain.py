@@ -4,8 +4,9 @@ import re
 import pytest
 from test_token_view import Page
 
-from swift_rm.cli.explain import read_questions, view_candidate
+from swift_rm.cli.explain import read_questions
 from swift_rm.cli.main import main
+from swift_rm.report.candidate_view import view_candidate
 from swift_rm.scoring.token_scoring import ScoredTokens
 
 MODELS = ["--model", "tiny-reasoner", "--reward-model", "tiny-reasoner-reward"]

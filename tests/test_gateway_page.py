@@ -12,11 +12,11 @@ from gateway_stub import Stub
 from gateways import serving
 from test_token_view import HOSTILE, UNSEEN, Page, browse, read_png  # noqa: F401
 
+from swift_rm.files.text import visible
 from swift_rm.gateway.app.question_html import PAGE_POLICY, RULES
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.report.html_page import visible
 
 CANDIDATES = (("the second is 42", "42", 2.5, 0.924), ("41 it is", "41", -0.25, 0.44))
 

@@ -18,8 +18,8 @@ import pytest
 from gateway_stub import Stub
 
 from swift_rm.cli.main import main
+from swift_rm.gateway.http.listening import listen, url
 from swift_rm.gateway.http.metrics import Metrics
-from swift_rm.gateway.process.listening import listen, url
 from swift_rm.gateway.process.process import Process
 from swift_rm.gateway.request.settings import Settings
 

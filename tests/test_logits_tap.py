@@ -4,8 +4,9 @@ from test_tap import greedy, hooks, padded_batch
 from tiny_models import ARCHITECTURES, HIDDEN, LAYERS, VOCAB, tiny_model
 from transformers import AutoModel
 
-from swift_rm.capture.logits_tap import LogitsTap, open_tap, output_width
+from swift_rm.capture.logits_tap import LogitsTap, open_tap
 from swift_rm.capture.tap import HiddenStateTap
+from swift_rm.models.model_shape import output_width
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.identity import check_base_model
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, fit
-from swift_rm.features.logprob_records import is_empty, record_features, record_rewards
+from swift_rm.features.record_features import record_features
 from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.logprob_features import feature_names, response_features
+from swift_rm.reward.recorded_logprobs import is_empty
+from swift_rm.scoring.record_rewards import record_rewards
 from swift_rm.training.fit import fit_rollouts
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan, plan_grid

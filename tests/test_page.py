@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 from test_token_view import HOSTILE, UNSEEN, Page
 
-from swift_rm.report.html_page import POLICY, Html, document, figure, table, text, visible
+from swift_rm.files.text import visible
+from swift_rm.report.html_page import POLICY, Html, document, figure, table, text
 
 
 def cells(html):

@@ -7,10 +7,11 @@ from tiny_models import tiny_model
 
 from swift_rm import sample
 from swift_rm.capture.final_token_pass import LastStep
-from swift_rm.capture.state_recorder import Recording, StateRecorder, read_again
+from swift_rm.capture.state_recorder import Recording, StateRecorder
 from swift_rm.reward.config import Position
 from swift_rm.sampling.generation import generate_responses
 from swift_rm.sampling.sample import SampledBatch, sample_batches
+from swift_rm.scoring.teacher_forced_states import read_again
 from swift_rm.tasks.homework import HomeworkTask
 
 GENERATING, TOKEN, BOTH = ("generating",), ("token",), ("generating", "token")

@@ -6,7 +6,8 @@ import pytest
 from test_token_view import HOSTILE, UNSEEN, Page, browse  # noqa: F401
 
 from swift_rm.evaluation.evaluate import evaluate
-from swift_rm.report.html_page import POLICY, visible
+from swift_rm.files.text import visible
+from swift_rm.report.html_page import POLICY
 from swift_rm.report.question_summary import in_order, judge, probability
 from swift_rm.report.report_page import About, render_report
 from swift_rm.selection.rules import select

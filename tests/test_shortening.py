@@ -3,8 +3,9 @@ import random
 import pytest
 from test_token_view import HOSTILE, UNSEEN, Page
 
+from swift_rm.files.text import brief, clip
 from swift_rm.report.scored_token_columns import Tokens, tokens_of
-from swift_rm.report.text_clipping import NOTE_BYTES, brief, clip, level, plain, plain_html, shaded, shaded_size, size
+from swift_rm.report.text_clipping import NOTE_BYTES, level, plain, plain_html, shaded, shaded_size, size
 from swift_rm.report.token_view import Scale
 
 SCALE = Scale(4.0, 1.0)

@@ -10,15 +10,16 @@ from test_online import SETTINGS, grade, questions
 from test_sources import CONFIGS, reader
 
 from swift_rm import SwiftConfig, fit, sample, score
-from swift_rm.capture.state_recorder import Recording, StateRecorder, read_again
+from swift_rm.capture.state_recorder import Recording, StateRecorder
 from swift_rm.cli.probe import read_states
-from swift_rm.features.logprob_records import record_features
 from swift_rm.features.read_states import extract_features
+from swift_rm.features.record_features import record_features
 from swift_rm.features.store import FeatureStore
 from swift_rm.features.writer import FeatureWriter
 from swift_rm.records.rollouts import read_rollouts
 from swift_rm.sampling.sample import sample_batches
 from swift_rm.scoring.score import score_rollouts
+from swift_rm.scoring.teacher_forced_states import read_again
 from swift_rm.training.fit import fit_bank, fit_features
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.fit_while_sampling import fit_online

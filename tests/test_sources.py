@@ -16,10 +16,9 @@ from swift_rm.reward.identity import describe_base
 from swift_rm.reward.logprob_features import LogprobFeatures, feature_names, response_features
 from swift_rm.reward.logprobs import logprobs_of
 from swift_rm.scoring.score import score_encoded, score_rollouts
-from swift_rm.scoring.teacher_forced_states import packed_features
+from swift_rm.scoring.teacher_forced_states import packed_features, without_ends
 from swift_rm.scoring.token_scoring import score_tokens
 from swift_rm.tokens.encoding import encode
-from swift_rm.tokens.end_token import without_ends
 
 CONFIGS = {
     "logits": SwiftConfig.of_logits(VOCAB),

@@ -6,7 +6,7 @@ from test_streaming import EndAfter, Script, batch, make_rm
 from tiny_models import tiny_model
 
 from swift_rm import StreamingReward, best_of_n, score
-from swift_rm.cli.explain import view_candidate
+from swift_rm.report.candidate_view import view_candidate
 from swift_rm.scoring.score import score_encoded
 from swift_rm.scoring.teacher_forced_states import packed_states
 from swift_rm.scoring.token_scoring import score_tokens

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from swift_rm.report.html_page import POLICY, visible
+from swift_rm.files.text import visible
+from swift_rm.report.html_page import POLICY
 from swift_rm.report.token_palette import DARK, GATE_STEPS, LIGHT, REWARD_STEPS, SHADES, colour
 from swift_rm.report.token_view import CandidateView, PageView, QuestionView, TokenView, render_page
 

@@ -17,10 +17,9 @@ from swift_rm.api.failures import ApiFailure, Hopeless
 from swift_rm.api.reply import Answered
 from swift_rm.api.request_scheduler import Drawing, Wanted, request_of
 from swift_rm.api.usage import Usage
-from swift_rm.decoding.candidate_budget import Ended
 from swift_rm.files.json_lines import json_line
 from swift_rm.records.rollouts import Prompt
-from swift_rm.selection.candidates import BestOfN, Candidate, ranked
+from swift_rm.selection.candidates import BestOfN, Candidate, Ended, ranked
 from swift_rm.selection.rules import DEFAULT_RULE, EXTERNAL_RULES, select
 from swift_rm.tasks.answers import find_answer
 

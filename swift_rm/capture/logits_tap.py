@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from swift_rm.capture.tap import HiddenStateTap, States
-from swift_rm.models.model_shape import find_decoder
+from swift_rm.models.model_shape import model_with_logits
 from swift_rm.reward.config import Source
 
 
@@ -28,7 +28,7 @@ class LogitsTap(HiddenStateTap):
         keep: bool = True,
         on_forward: Callable[[States], None] | None = None,
     ) -> None:
-        self._model = _model_with_logits(model)
+        self._model = model_with_logits(model)
         super().__init__(model, layers, keep=keep, on_forward=on_forward)
         if len(self.layers) > 1 or self._wanted[-1] != len(self._decoder.blocks):
             raise ValueError(f"output logits are made after the last layer, -1, not after the layers {self.layers}")
@@ -71,21 +71,3 @@ def open_tap(
     """Return the tap that shows what features of a ``source`` are made of: hidden states of ``layers``, or output logits."""
     kind = HiddenStateTap if source == "hidden" else LogitsTap
     return kind(model, layers, keep=keep, on_forward=on_forward)
-
-
-def output_width(model: nn.Module) -> int:
-    """Return V, the number of a model's output logits per token; raise ValueError if it has none."""
-    head: Any = _model_with_logits(model).get_output_embeddings()  # type: ignore[operator]
-    return int(getattr(head, "out_features", None) or head.weight.shape[0])
-
-
-def _model_with_logits(model: nn.Module) -> nn.Module:
-    """Return the module that makes the logits: within an adapter's or a wrapper's it is not the outermost one."""
-    for module in reversed(find_decoder(model).path):
-        head = getattr(module, "get_output_embeddings", None)
-        if callable(head) and head() is not None:
-            return module
-    raise ValueError(
-        f"{type(model).__name__} has no output logits: load the model with AutoModelForCausalLM, which has its "
-        "language-modelling head"
-    )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from swift_rm.models.generation_config import own_ends
 from swift_rm.reward.logprob_features import LogprobFeatures
 from swift_rm.reward.logprobs import logprobs_of
-from swift_rm.tokens.end_token import own_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

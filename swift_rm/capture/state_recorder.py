@@ -14,9 +14,6 @@ from swift_rm.capture.logits_tap import open_tap
 from swift_rm.capture.step_order import StepOrder
 from swift_rm.capture.tap import States
 from swift_rm.reward.config import POSITIONS, SOURCES, Position, Source, SwiftConfig
-from swift_rm.scoring.teacher_forced_states import packed_states
-from swift_rm.tokens.encoding import Encoded
-from swift_rm.tokens.region import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -175,32 +172,3 @@ class StateRecorder:
 def _owned(state: Tensor) -> Tensor:
     """Return a state that holds no more memory than itself: a prompt's other states may go."""
     return state.clone() if state.untyped_storage().nbytes() > state.nbytes else state
-
-
-@torch.no_grad()
-def read_again(
-    model: PreTrainedModel,
-    recording: Recording,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    *,
-    batch_size: int = 32,
-) -> tuple[Tensor, Tensor]:
-    """Return what :meth:`StateRecorder.packed` would of responses that exist, by one teacher-forced pass over their ids."""
-    # The row numbers of a position, as the indices of tokens that the pass is asked for: a row more than "generating" has.
-    position: Position = "generating" if "generating" in recording.positions else "token"
-    encoded = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        encoded.append(Encoded(prompt, response, Region(range(len(recording.rows(len(response)))))))
-    counts = torch.tensor([len(one.region.tokens) for one in encoded])
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    states: Tensor | None = None
-    for packed in packed_states(model, recording.layers, position, encoded, batch_size=batch_size, source=recording.source):
-        if states is None:
-            width = sum(layer.shape[1] for layer in packed.layers)
-            states = torch.empty(int(offsets[-1]), width, dtype=packed.layers[0].dtype, device=model.device)
-        rows = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in packed.indices]).to(states.device)
-        states[rows] = torch.cat([layer.to(states.device) for layer in packed.layers], dim=1).to(states.dtype)
-    if states is None:
-        raise ValueError("there are no responses to read again")
-    return states, offsets.to(model.device)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from swift_rm.cli.shared import printable
-from swift_rm.decoding.candidate_budget import Ended
 from swift_rm.decoding.decoded_candidate import Step
 from swift_rm.decoding.pruning import Prune
+from swift_rm.files.text import printable
+from swift_rm.selection.candidates import Ended
 
 if TYPE_CHECKING:
     from rich.console import Console, Group

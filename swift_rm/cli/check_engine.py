@@ -106,7 +106,7 @@ def json_of(check: EngineCheck) -> Any:
 
 def format_check(check: EngineCheck) -> str:
     """Return the comparison as a table, a row a layer and one for the rewards, and the verdict below it."""
-    from swift_rm.report.tables import aligned, counted
+    from swift_rm.files.text import aligned, counted
 
     head = [
         f"{check.engine} {check.engine_version} and transformers in {check.dtype}, {check.model} with {check.reward_model}",

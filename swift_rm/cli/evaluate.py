@@ -92,7 +92,7 @@ def dataset_of(args: Namespace) -> dict[str, str]:
 
 def said_of(shown: Shown) -> str:
     """Say in a line what of the questions is on the page."""
-    from swift_rm.report.tables import counted
+    from swift_rm.files.text import counted
 
     there = f"{counted(shown.questions, 'question')} with {counted(shown.candidates, 'candidate')}"
     said = f"{there}, {shown.shaded:,} of them with shaded tokens"

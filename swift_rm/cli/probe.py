@@ -98,8 +98,8 @@ def read_states(
     from swift_rm.evaluation.gate_mass import mass_of_gates
     from swift_rm.evaluation.response_summaries import Summaries, summarise
     from swift_rm.features.read_states import extract_features, free_bytes
+    from swift_rm.records.rollouts import check_trainable
     from swift_rm.tokens.region import find_region
-    from swift_rm.training.question_split import check_trainable
 
     check_trainable([(rollout.question_id, rollout.label) for rollout in rollouts])
     columns = None if rm is None else _columns(rm, model, tokenizer, config)

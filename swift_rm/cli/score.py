@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from swift_rm.reward.identity import check_base_model
 from swift_rm.sampling.batch_runner import InProcess
 from swift_rm.scoring.score import reward_spreads, score_heads
+from swift_rm.scoring.teacher_forced_states import without_ends
 from swift_rm.scoring.token_scoring import read_tokens, token_columns
 from swift_rm.tokens.encoding import Encoded, encode
-from swift_rm.tokens.end_token import without_ends
 from swift_rm.tokens.region import Flag
 
 if TYPE_CHECKING:
@@ -126,8 +126,9 @@ def _by_records(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scor
     """Score by the log-probabilities that the records hold, without a language model."""
     from swift_rm.cli.shared import watched
     from swift_rm.cli.source_options import refuse_without_model
-    from swift_rm.features.logprob_records import check_record_source, is_empty, record_rewards
     from swift_rm.records.rollouts import Rollout
+    from swift_rm.reward.recorded_logprobs import is_empty
+    from swift_rm.scoring.record_rewards import check_record_source, record_rewards
 
     check_record_source(rm.config)
     refuse_without_model(args)

@@ -189,11 +189,6 @@ def layers_of(args: Namespace, layers: int) -> tuple[int, ...]:
     return LAST_LAYERS if args.layers is None else parse_layers(args.layers, layers)
 
 
-def printable(text: str) -> str:
-    """Return model output on one line without control characters, which could drive the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 @contextmanager
 def open_model(args: Namespace) -> Iterator[tuple[Any, Any, Workers | None]]:
     """Yield the language model, its tokenizer, and with ``--ray`` the workers that run it: then the model has no weights here."""

@@ -37,8 +37,7 @@ def refuse_without_model(args: Namespace) -> None:
 
 def config_of(args: Namespace, model: Any) -> SwiftConfig:
     """Return what a head reads by ``--source`` and its options, of a language model (None where the records are read)."""
-    from swift_rm.capture.logits_tap import output_width
-    from swift_rm.models.model_shape import model_shape
+    from swift_rm.models.model_shape import model_shape, output_width
 
     reads = {"position": args.position or "generating", "region": args.region, "gate": not args.no_gate}
     if args.source == "hidden":

@@ -163,8 +163,8 @@ def _from_pairs(args: Namespace) -> Trained:
 
 
 def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> Trained:
-    from swift_rm.features.logprob_records import is_empty
-    from swift_rm.tokens.end_token import own_ends, says_nothing
+    from swift_rm.models.generation_config import own_ends, says_nothing
+    from swift_rm.reward.recorded_logprobs import is_empty
     from swift_rm.training.fit import describe_plans, read_rollouts_for
 
     graded = [rollout for rollout in rollouts if rollout.label is not None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Ended = Literal["all", "probability", "gain", "budget", "interrupted", "failed", "cancelled"]
+from swift_rm.selection.candidates import Ended
+
 PRIOR = 2.0  # what the other questions' candidates weigh, in candidates, in the guess of a question's next one
 QUANTILES = 65  # by which these are known where they are many, so that a wave of thousands of questions is planned at once
 FEW = 32  # other candidates: with fewer, a next one may as well be anything, or a lone question would end with its first wave

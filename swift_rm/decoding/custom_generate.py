@@ -111,7 +111,8 @@ class BestOfNDecoding:
             raise KeyboardInterrupt
         for prompt, group in enumerate(self.candidates):
             if not group[0].complete:
-                raise ValueError(f"none of the {self.n} candidates of prompt {prompt} has a reward: {why_no_reward(group)}")
+                why = why_no_reward([one.flag for one in group])
+                raise ValueError(f"none of the {self.n} candidates of prompt {prompt} has a reward: {why}")
             if self.select != "best" and self.tokenizer is not None:
                 texts = [decode_text(self.tokenizer, one) for one in group if one.complete]  # which come first
                 answers = [self.answer(text) for text in texts]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from swift_rm.selection.candidates import FinishReason
 from swift_rm.tokens.region import Flag
 
 if TYPE_CHECKING:
     from swift_rm.decoding.pruning import Prune
-
-FinishReason = Literal["stop", "length", "pruned", "budget", "cancelled", "not_finite"]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from swift_rm.capture.running_reward import RunningRewards
-from swift_rm.decoding.candidate_budget import Ended, Plan, Sampled
+from swift_rm.decoding.candidate_budget import Plan, Sampled
 from swift_rm.decoding.decoded_candidate import Decoded, Decoding, Limits, Step
 from swift_rm.decoding.loop import PromptBatch
 from swift_rm.decoding.pruning import Prune
 from swift_rm.models.eval_mode import evaluating
 from swift_rm.models.generation_config import setting
 from swift_rm.sampling.generation import NEUTRAL, left_padded
+from swift_rm.selection.candidates import Ended
 from swift_rm.tokens.stop_text import StopText
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swift_rm.capture.running_reward import RunningRewards
-from swift_rm.decoding.decoded_candidate import Decoded, Decoding, FinishReason, Limits, Step
+from swift_rm.decoding.decoded_candidate import Decoded, Decoding, Limits, Step
 from swift_rm.models.kv_cache_rows import closed_up, keep_rows, refuse_cache, rows_like, take_rows
 from swift_rm.models.transformers_internals import (
     bound_to_rows,
@@ -22,6 +22,7 @@ from swift_rm.models.transformers_internals import (
     prefill,
     processors_of,
 )
+from swift_rm.selection.candidates import FinishReason
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel

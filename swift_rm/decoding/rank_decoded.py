@@ -31,7 +31,7 @@ def result_of(
     """Rank one question's candidates, whose ``texts`` are given, and choose; raise ValueError if none has a reward."""
     whole = [one for one in asked.candidates if one.complete]
     if not whole:
-        why = why_no_reward(asked.candidates)
+        why = why_no_reward([one.flag for one in asked.candidates])
         raise ValueError(f"none of the {len(asked.candidates)} candidates of {str(prompt)!r:.80} has a reward: {why}")
     said: dict[int, float] = {}
     if external is not None:

@@ -91,3 +91,13 @@ def paired_difference(
         raise ValueError(f"a paired difference needs both rules' values of every question, got {len(a)} and {len(b)}")
     resamples = Resamples(len(a), bootstrap=bootstrap, seed=seed, confidence=confidence)
     return resamples.interval(resamples.ratio(a - b))
+
+
+def percent(interval: Interval, sign: str = "") -> str:
+    """Return a share with its bounds in %; with the sign "+", what is above zero shows it."""
+    return f"{100 * interval.value:{sign}z.1f} [{100 * interval.low:{sign}z.1f}, {100 * interval.high:{sign}z.1f}]"
+
+
+def plain(interval: Interval) -> str:
+    """Return a figure with its bounds."""
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

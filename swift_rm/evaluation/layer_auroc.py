@@ -65,7 +65,7 @@ def question_folds(summaries: Summaries, folds: int, seed: int) -> list[Fold]:
     """Share the questions out to folds, whole, those with right and wrong responses alike; raise ValueError if too few."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    from swift_rm.training.question_split import check_trainable
+    from swift_rm.records.rollouts import check_trainable
 
     if folds < 2:
         raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")

@@ -8,10 +8,11 @@ from typing import Any
 
 from swift_rm.evaluation.class_separation import Separation, separation
 from swift_rm.evaluation.gate_mass import GateMass, Share
+from swift_rm.evaluation.intervals import plain
 from swift_rm.evaluation.layer_auroc import FOLDS, LayerAuroc, layer_auroc, mixed_questions
 from swift_rm.evaluation.response_summaries import Summaries
+from swift_rm.files.text import aligned, counted
 from swift_rm.records.rollouts import finite
-from swift_rm.report.tables import aligned, counted, plain
 
 
 @dataclass(frozen=True)

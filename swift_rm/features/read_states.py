@@ -15,9 +15,8 @@ from swift_rm.features.quantised import dequantise
 from swift_rm.features.row_selection import View, mark_rows, view_of, view_rows
 from swift_rm.records.rollouts import Rollout, labels_of, question_numbers
 from swift_rm.reward.config import SwiftConfig
-from swift_rm.scoring.teacher_forced_states import packed_features, states_named
+from swift_rm.scoring.teacher_forced_states import packed_features, states_named, without_ends
 from swift_rm.tokens.encoding import Encoded, check_ids
-from swift_rm.tokens.end_token import without_ends
 from swift_rm.tokens.region import Region
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from swift_rm.integrations.whole_text import WholeText
+from swift_rm.models.generation_config import own_ends
 from swift_rm.reward.identity import check_base_model
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.scoring.score import score_encoded
 from swift_rm.tokens.encoding import encode
-from swift_rm.tokens.end_token import own_ends
 
 
 class SwiftRewardModule(PreTrainedModel):  # type: ignore[no-untyped-call]

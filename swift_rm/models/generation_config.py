@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,3 +53,13 @@ def other_decoding(model: PreTrainedModel, settings: Mapping[str, Any]) -> str |
     if setting(model, settings, "cache_implementation") == "paged":
         return "cache_implementation='paged' is continuous batching, which mixes the tokens of several requests"
     return None
+
+
+def own_ends(model: PreTrainedModel) -> frozenset[int]:
+    """Return the ids of the tokens with which a model says by itself that its response is done."""
+    return frozenset(end_tokens_of(model, {}).tolist())
+
+
+def says_nothing(ends: frozenset[int], response_ids: Sequence[int]) -> bool:
+    """Tell whether a response is one of the end tokens ``ends`` alone."""
+    return len(response_ids) == 1 and response_ids[0] in ends

@@ -98,3 +98,21 @@ def _text_config(model: nn.Module) -> Any:
         if hasattr(config, "get_text_config"):
             return config.get_text_config(decoder=True)
     raise ValueError(f"{type(model).__name__} holds no transformers model: no module in it has a config")
+
+
+def output_width(model: nn.Module) -> int:
+    """Return V, the number of a model's output logits per token; raise ValueError if it has none."""
+    head: Any = model_with_logits(model).get_output_embeddings()  # type: ignore[operator]
+    return int(getattr(head, "out_features", None) or head.weight.shape[0])
+
+
+def model_with_logits(model: nn.Module) -> nn.Module:
+    """Return the module that makes the logits: within an adapter's or a wrapper's it is not the outermost one."""
+    for module in reversed(find_decoder(model).path):
+        head = getattr(module, "get_output_embeddings", None)
+        if callable(head) and head() is not None:
+            return module
+    raise ValueError(
+        f"{type(model).__name__} has no output logits: load the model with AutoModelForCausalLM, which has its "
+        "language-modelling head"
+    )

@@ -12,6 +12,8 @@ from typing import Any
 
 from swift_rm.files.json_lines import iter_json_lines, json_line
 
+MIN_QUESTIONS = 5
+
 Prompt = str | list[dict[str, str]]
 
 
@@ -179,3 +181,20 @@ def group_by_question(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
     for rollout in rollouts:
         groups.setdefault(rollout.question_id, []).append(rollout)
     return groups
+
+
+def check_trainable(labels: Sequence[tuple[str, int | None]]) -> None:
+    """Raise ValueError with the counts unless there are enough questions with both right and wrong responses to train on."""
+    by_question: dict[str, set[int | None]] = {}
+    for question, label in labels:
+        by_question.setdefault(question, set()).add(label)
+    found = {label for _, label in labels if label is not None}
+    if len(found) < 2:
+        what = {1: "right", 0: "wrong"}[found.pop()] if found else "unlabelled"
+        raise ValueError(f"all {len(labels)} responses are {what}: a reward needs right and wrong ones")
+    mixed = sum({0, 1} <= values for values in by_question.values())
+    if mixed < MIN_QUESTIONS:
+        raise ValueError(
+            f"only {mixed} of {len(by_question)} questions have both right and wrong responses; "
+            f"at least {MIN_QUESTIONS} are needed"
+        )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from swift_rm.cli.shared import printable
-from swift_rm.evaluation.intervals import Interval
+from swift_rm.evaluation.intervals import Interval, percent, plain
 from swift_rm.evaluation.rule_comparison import Comparison
 from swift_rm.evaluation.rule_outcome import Choice
-from swift_rm.report.plots.axes_and_labels import shortened
-from swift_rm.report.tables import aligned, counted, percent, plain
+from swift_rm.files.text import aligned, counted, printable, shortened
 
 WIDTH = 28  # of a question's id and of an answer
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
+
+from swift_rm.files.text import visible
 
 if TYPE_CHECKING:
     from swift_rm.report.plots.chart import Chart
@@ -15,7 +16,6 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 LIGHT_INK, DARK_INK = (28, 28, 30), (240, 240, 242)  # red, green, blue of text
 SKIP = '<a class="skip" href="#main">Skip to the content</a>'  # a body's first element, where a <main id="main"> follows
 MONO = 'ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace'
-_UNCOMMON = re.compile(r"[^\n\t -~]")
 
 
 class Html(str):
@@ -46,11 +46,6 @@ def document(title: str, body: str, style: str = "", policy: str = POLICY) -> st
 </body>
 </html>
 """
-
-
-def visible(text: str) -> str:
-    """Replace what cannot be seen or reorders text by its code point; line feeds, tabs and spaces stay."""
-    return _UNCOMMON.sub(lambda c: c[0] if c[0].isprintable() else f"\u2039U+{ord(c[0]):04X}\u203a", text)
 
 
 def text(value: object) -> Html:

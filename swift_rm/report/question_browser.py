@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from swift_rm.files.text import counted
 from swift_rm.report.html_page import Html, scrolls, table
 from swift_rm.report.page_budget import Block, fit
 from swift_rm.report.question_html import index_header
 from swift_rm.report.question_summary import Judged, Kind, in_order
-from swift_rm.report.tables import counted
 from swift_rm.report.token_view import Scale, scale_legend
 
 TITLES: dict[Kind, str] = {

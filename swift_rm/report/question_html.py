@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from swift_rm.files.text import brief, clip, counted
 from swift_rm.records.rollouts import Prompt
 from swift_rm.report.html_page import Html, table, text
 from swift_rm.report.question_summary import Answer, Judged, probability
-from swift_rm.report.tables import counted
-from swift_rm.report.text_clipping import brief, clip, plain
+from swift_rm.report.text_clipping import plain
 from swift_rm.report.token_view import facts, prompt_box, signed
 
 ANSWERS = 8  # of a question, that are listed with what each rule goes by

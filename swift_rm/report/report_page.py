@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from swift_rm.evaluation.intervals import percent, plain
+from swift_rm.files.text import clip, counted
 from swift_rm.records.rollouts import Rollout
 from swift_rm.report.html_page import SKIP, Html, document, figure, table, text
 from swift_rm.report.palette import chart_style
@@ -14,8 +16,7 @@ from swift_rm.report.plots.evaluation_json import interval
 from swift_rm.report.question_browser import Shown, browser
 from swift_rm.report.question_summary import judge
 from swift_rm.report.result_sentences import findings, headline
-from swift_rm.report.tables import counted, percent, plain
-from swift_rm.report.text_clipping import clip, size
+from swift_rm.report.text_clipping import size
 from swift_rm.report.token_palette import palette_style
 from swift_rm.report.token_view import PARTS_STYLE
 

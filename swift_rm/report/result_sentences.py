@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swift_rm.evaluation.intervals import paired_difference
+from swift_rm.evaluation.intervals import paired_difference, percent, plain
+from swift_rm.files.text import counted
 from swift_rm.report.plots.evaluation_json import interval
 from swift_rm.report.question_summary import Judged, probability
-from swift_rm.report.tables import counted, percent, plain
 
 FEW = 30  # questions, below which a bootstrap interval is rough
 UNLIKELY = 0.025  # the probability below which what is seen speaks against what was expected

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from swift_rm.evaluation.intervals import percent, plain
+from swift_rm.files.text import aligned, counted
 
 if TYPE_CHECKING:
     from swift_rm.evaluation.evaluate import Evaluation
-    from swift_rm.evaluation.intervals import Interval
 
 CURVES = ("swift_best", "swift_vote", "swift_shrunk", "majority", "oracle")
 
@@ -47,30 +48,3 @@ def _blocks(evaluation: Evaluation) -> list[list[list[str]]]:
         if rule in evaluation.curves:
             curves.append([rule, *(f"{100 * evaluation.curves[rule][k - 1].value:.1f}" for k in sizes)])
     return [*blocks, curves]
-
-
-def counted(count: int, what: str) -> str:
-    """Return a number of things, the name of which takes an s in the plural."""
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
-def percent(interval: Interval, sign: str = "") -> str:
-    """Return a share with its bounds in %; with the sign "+", what is above zero shows it."""
-    return f"{100 * interval.value:{sign}z.1f} [{100 * interval.low:{sign}z.1f}, {100 * interval.high:{sign}z.1f}]"
-
-
-def plain(interval: Interval) -> str:
-    """Return a figure with its bounds."""
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Align the first column left, the others right; a header line is ruled off where there are columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        right = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *right]).rstrip())
-    if len(widths) > 1:
-        lines.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
-    return "\n".join(lines)

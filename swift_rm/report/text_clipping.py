@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from swift_rm.report.html_page import Html, visible
+from swift_rm.files.text import visible
+from swift_rm.report.html_page import Html
 from swift_rm.report.scored_token_columns import Tokens
 from swift_rm.report.token_view import Scale, numbers, token_text
 
@@ -28,18 +29,6 @@ class Fitted:
 def size(html: str) -> int:
     """Return the number of bytes of HTML in a file."""
     return len(html) if html.isascii() else len(html.encode())
-
-
-def clip(said: object, characters: int) -> str:
-    """Return a text's first characters, and how many more there are."""
-    whole = str(said)
-    more = len(whole) - characters
-    return whole if more <= 0 else f"{whole[:characters]}\u2026 ({more:,} more characters)"
-
-
-def brief(said: str, characters: int) -> str:
-    """Return the beginning of a text that stands whole elsewhere."""
-    return said if len(said) <= characters else f"{said[:characters]}\u2026"
 
 
 def plain(said: str, room: int) -> Fitted:

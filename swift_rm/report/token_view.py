@@ -9,7 +9,8 @@ from functools import lru_cache
 from html import escape
 from itertools import accumulate
 
-from swift_rm.report.html_page import MONO, Html, document, text, visible
+from swift_rm.files.text import visible
+from swift_rm.report.html_page import MONO, Html, document, text
 from swift_rm.report.token_palette import GATE_STEPS, REWARD_STEPS, palette_style
 
 

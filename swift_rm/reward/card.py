@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swift_rm.report.tables import counted
+from swift_rm.files.text import counted
 from swift_rm.reward.config import SwiftConfig
 
 CARD_MARK = "library_name: swift-rm"

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.files.atomic_write import write_whole
+from swift_rm.files.text import counted, visible
 from swift_rm.records.rollouts import finite
-from swift_rm.report.html_page import visible
-from swift_rm.report.tables import counted
 from swift_rm.reward.config import SwiftConfig
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.capture.logits_tap import output_width
-from swift_rm.capture.tap import model_shape
+from swift_rm.models.model_shape import model_shape, output_width
 from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.config import SwiftConfig
 

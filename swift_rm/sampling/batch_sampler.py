@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from swift_rm.capture.state_recorder import Recording, StateRecorder, read_again
+from swift_rm.capture.state_recorder import Recording, StateRecorder
 from swift_rm.records.rollouts import Rollout
 from swift_rm.sampling.generation import Response, generate_responses, seed_for
 from swift_rm.sampling.guarded_grader import Graded, GuardedGrader, grade_all
+from swift_rm.scoring.teacher_forced_states import read_again
 from swift_rm.tasks.task import Question
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from torch import Tensor
 from swift_rm.capture.state_recorder import StateRecorder
 from swift_rm.capture.token_statistics import StatisticsRecorder, TokenStatistics
 from swift_rm.models.eval_mode import evaluating
-from swift_rm.models.generation_config import end_tokens_of, refuse_other_decoding
+from swift_rm.models.generation_config import end_tokens_of, own_ends, refuse_other_decoding
 from swift_rm.reward.logprobs import TokenLogprobs
-from swift_rm.tokens.end_token import own_ends
 from swift_rm.tokens.stop_text import StopText
 
 if TYPE_CHECKING:

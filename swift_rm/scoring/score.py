@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from swift_rm.features.logprob_records import record_rewards
 from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.head import spread
 from swift_rm.reward.identity import check_base_model
-from swift_rm.scoring.teacher_forced_states import packed_features, states_named
+from swift_rm.scoring.record_rewards import record_rewards
+from swift_rm.scoring.teacher_forced_states import packed_features, states_named, without_ends
 from swift_rm.tokens.encoding import Encoded, Prompt, Response, encode
-from swift_rm.tokens.end_token import without_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,7 +84,7 @@ def score_rollouts(
     """Return the rollouts with their rewards and, in ``extra``, probabilities: what ``evaluate`` reads. Raises as ``score``.
 
     Of several heads ``extra`` has ``reward_spread`` too, the standard deviation of their rewards. Without a ``model`` the
-    log-probabilities in the records are read, see :func:`swift_rm.features.logprob_records.record_rewards`; a response that has
+    log-probabilities in the records are read, see :func:`swift_rm.scoring.record_rewards.record_rewards`; a response that has
     none but its end token's has the reward NaN.
     """
     if model is None:

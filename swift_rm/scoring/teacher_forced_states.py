@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from swift_rm.capture.logits_tap import open_tap, output_width
+from swift_rm.capture.logits_tap import open_tap
 from swift_rm.capture.step_order import out_of_step
 from swift_rm.models.eval_mode import evaluating
+from swift_rm.models.generation_config import own_ends
+from swift_rm.models.model_shape import output_width
 from swift_rm.reward.config import Position, Source, SwiftConfig
 from swift_rm.reward.logprob_features import response_features
 from swift_rm.reward.logprobs import logprobs_of
 from swift_rm.tokens.encoding import Encoded
+from swift_rm.tokens.region import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+from swift_rm.capture.state_recorder import Recording
 
 # Of the logits of one forward pass, in float32, the dtype in which log-probabilities are made: a vocabulary of 150,000 is as
 # wide as 40 hidden states, so that a batch that is right for states would need tens of gigabytes.
@@ -156,3 +160,49 @@ def states_named(source: Source, layer: int) -> str:
 
 def _pick(states: Tensor, picked: Tensor) -> Tensor:
     return states.flatten(0, 1).index_select(0, picked.to(states.device))
+
+
+def without_ends(model: PreTrainedModel, source: Source, encoded: Sequence[Encoded]) -> list[Encoded]:
+    """Leave out the end token of each response from what is read of it, if the ``source`` does not read it.
+
+    Of a response of nothing else no token is left, and it is flagged.
+    """
+    if source != "top_logprobs":
+        return list(encoded)
+    ends = own_ends(model)
+    return [_without_end(one) if one.response_ids and one.response_ids[-1] in ends else one for one in encoded]
+
+
+def _without_end(one: Encoded) -> Encoded:
+    last = len(one.response_ids) - 1
+    tokens = range(last) if isinstance(one.region.tokens, range) else [i for i in one.region.tokens if i < last]
+    return replace(one, region=Region(tokens, one.region.flag if len(tokens) else "region_empty"))
+
+
+@torch.no_grad()
+def read_again(
+    model: PreTrainedModel,
+    recording: Recording,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Return what :meth:`StateRecorder.packed` would of responses that exist, by one teacher-forced pass over their ids."""
+    # The row numbers of a position, as the indices of tokens that the pass is asked for: a row more than "generating" has.
+    position: Position = "generating" if "generating" in recording.positions else "token"
+    encoded = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        encoded.append(Encoded(prompt, response, Region(range(len(recording.rows(len(response)))))))
+    counts = torch.tensor([len(one.region.tokens) for one in encoded])
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    states: Tensor | None = None
+    for packed in packed_states(model, recording.layers, position, encoded, batch_size=batch_size, source=recording.source):
+        if states is None:
+            width = sum(layer.shape[1] for layer in packed.layers)
+            states = torch.empty(int(offsets[-1]), width, dtype=packed.layers[0].dtype, device=model.device)
+        rows = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in packed.indices]).to(states.device)
+        states[rows] = torch.cat([layer.to(states.device) for layer in packed.layers], dim=1).to(states.dtype)
+    if states is None:
+        raise ValueError("there are no responses to read again")
+    return states, offsets.to(model.device)

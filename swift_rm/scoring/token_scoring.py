@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from swift_rm.reward.identity import check_base_model
-from swift_rm.scoring.teacher_forced_states import packed_features
+from swift_rm.scoring.teacher_forced_states import packed_features, without_ends
 from swift_rm.tokens.encoding import Encoded, Prompt, Response, encode
-from swift_rm.tokens.end_token import without_ends
 from swift_rm.tokens.region import Flag
 
 if TYPE_CHECKING:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from swift_rm.decoding.candidate_budget import Ended
-from swift_rm.decoding.decoded_candidate import Decoded, FinishReason
 from swift_rm.records.rollouts import Prompt
 from swift_rm.selection.rules import select
 from swift_rm.tokens.region import Flag
+
+if TYPE_CHECKING:
+    pass
+
+Ended = Literal["all", "probability", "gain", "budget", "interrupted", "failed", "cancelled"]
+
+FinishReason = Literal["stop", "length", "pruned", "budget", "cancelled", "not_finite"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,8 @@ def ranked(
     return BestOfN(prompt, order, able[selection.index], tokens_spent, tokens_saved, ended)
 
 
-def why_no_reward(candidates: Sequence[Decoded]) -> str:
-    """Say why none of these candidates has a reward."""
-    if any(one.flag == "region_empty" for one in candidates):
+def why_no_reward(flags: Sequence[Flag | None]) -> str:
+    """Say why no candidate has a reward, from their ``flags``."""
+    if "region_empty" in flags:
         return "some said nothing but their end token, which is not read"
     return "their states are NaN or Inf"

@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from swift_rm.features.logprob_records import check_record_source, record_features, sampled_by
 from swift_rm.features.read_states import Features, FeatureSource, extract_features
+from swift_rm.features.record_features import record_features
 from swift_rm.features.row_selection import View, view_of
-from swift_rm.records.rollouts import Rollout
+from swift_rm.records.rollouts import Rollout, check_trainable
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.identity import check_sampled_by, describe_base
+from swift_rm.reward.recorded_logprobs import sampled_by
 from swift_rm.reward.reward_model import SwiftRewardModel
+from swift_rm.scoring.record_rewards import check_record_source
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_bank import HeadBank
 from swift_rm.training.head_grid import HeadPlan, bank_layers, bank_views, check_plans
 from swift_rm.training.head_validation import Judged, held_out_auroc, judge, predict
 from swift_rm.training.input_standardisation import measure_scaling
-from swift_rm.training.question_split import check_trainable, members_of, question_batches, split_questions
+from swift_rm.training.question_split import members_of, question_batches, split_questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swift_rm.records.rollouts import Prompt, Rollout
+from swift_rm.records.rollouts import Prompt, Rollout, check_trainable
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.sampling.guarded_grader import Grader
@@ -22,7 +22,6 @@ from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan
 from swift_rm.training.head_validation import Judged, best_of
 from swift_rm.training.online_trainer import REPLAY_BYTES, OnlineTrainer
-from swift_rm.training.question_split import check_trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

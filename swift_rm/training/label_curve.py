@@ -23,12 +23,13 @@ from swift_rm.evaluation.question_figures import question_figures
 from swift_rm.evaluation.seed_intervals import SeedResamples
 from swift_rm.features.read_states import Features, FeatureSource
 from swift_rm.features.row_selection import View
+from swift_rm.records.rollouts import MIN_QUESTIONS
 from swift_rm.reward.head import combine
 from swift_rm.training.fit import train_bank
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan
 from swift_rm.training.head_validation import predict
-from swift_rm.training.question_split import MIN_QUESTIONS, members_of, mixed_questions, split_questions
+from swift_rm.training.question_split import members_of, mixed_questions, split_questions
 
 Floats = npt.NDArray[np.float64]
 

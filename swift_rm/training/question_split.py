@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from swift_rm.features.read_states import Batch, FeatureSource, join_batches
-
-MIN_QUESTIONS = 5
-
-
-def check_trainable(labels: Sequence[tuple[str, int | None]]) -> None:
-    """Raise ValueError with the counts unless there are enough questions with both right and wrong responses to train on."""
-    by_question: dict[str, set[int | None]] = {}
-    for question, label in labels:
-        by_question.setdefault(question, set()).add(label)
-    found = {label for _, label in labels if label is not None}
-    if len(found) < 2:
-        what = {1: "right", 0: "wrong"}[found.pop()] if found else "unlabelled"
-        raise ValueError(f"all {len(labels)} responses are {what}: a reward needs right and wrong ones")
-    mixed = sum({0, 1} <= values for values in by_question.values())
-    if mixed < MIN_QUESTIONS:
-        raise ValueError(
-            f"only {mixed} of {len(by_question)} questions have both right and wrong responses; "
-            f"at least {MIN_QUESTIONS} are needed"
-        )
 
 
 def mixed_questions(source: FeatureSource) -> Tensor:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from swift_rm.gateway.http.disconnects import Receive
+from swift_rm.gateway.http.listening import url
 from swift_rm.gateway.http.request_log import App, Scope, Send
 from swift_rm.gateway.http.responses import error_reply
-from swift_rm.gateway.process.listening import url
 from swift_rm.gateway.request.errors import GatewayError
 
 OPEN = frozenset({"/health"})  # what service managers and load balancers ask

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from swift_rm.files.text import counted, visible
 from swift_rm.gateway.request.names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.report.html_page import POLICY, SKIP, document, text, visible
-from swift_rm.report.tables import counted
+from swift_rm.report.html_page import POLICY, SKIP, document, text
 from swift_rm.report.token_palette import palette_style
 from swift_rm.report.token_view import CARDS_STYLE, PARTS_STYLE, CandidateView, Scale, cards, legend, signed
 from swift_rm.reward.identity import short_name

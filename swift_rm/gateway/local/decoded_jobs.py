@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from swift_rm.cli.explain import view_candidate
 from swift_rm.decoding.candidate_budget import Plan
 from swift_rm.decoding.decoded_candidate import Decoded, Step
 from swift_rm.decoding.engine import Asked, Engine
@@ -16,6 +15,7 @@ from swift_rm.gateway.local.batching import Job
 from swift_rm.gateway.local.live_text import LiveText, open_ends_of
 from swift_rm.gateway.request.backend import Answer, Delta
 from swift_rm.gateway.request.errors import GatewayError
+from swift_rm.report.candidate_view import view_candidate
 from swift_rm.sampling.generation import sampling_settings
 from swift_rm.scoring.token_scoring import read_tokens
 from swift_rm.selection.candidates import Candidate, why_no_reward
@@ -138,7 +138,10 @@ def _as_drawn(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _no_reward(decoded: Sequence[Decoded]) -> GatewayError:
-    return GatewayError(500, f"the model here failed: none of {len(decoded)} candidates has a reward, {why_no_reward(decoded)}")
+    return GatewayError(
+        500,
+        f"the model here failed: none of {len(decoded)} candidates has a reward, {why_no_reward([one.flag for one in decoded])}",
+    )
 
 
 def _views(

@@ -18,10 +18,10 @@ import uvicorn
 
 from swift_rm.gateway.app.app import create_app
 from swift_rm.gateway.app.backend_lifecycle import Lifetime
+from swift_rm.gateway.http.listening import url
 from swift_rm.gateway.http.logs import log_event
 from swift_rm.gateway.http.metrics import Metrics
 from swift_rm.gateway.process import readiness
-from swift_rm.gateway.process.listening import url
 from swift_rm.gateway.request.backend import Backend
 from swift_rm.gateway.request.names import SERVED_RULES, listed
 from swift_rm.gateway.request.settings import Settings

@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from swift_rm.gateway.process.listening import listen
+from swift_rm.gateway.http.listening import listen
 from swift_rm.gateway.request.settings import Settings
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from swift_rm.decoding.candidate_budget import Ended
 from swift_rm.gateway.request.request import Asking
-from swift_rm.selection.candidates import Candidate
+from swift_rm.selection.candidates import Candidate, Ended
 
 if TYPE_CHECKING:
     from swift_rm.report.token_view import CandidateView

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from swift_rm.api.best_of_n import candidates_of
 from swift_rm.api.reply import Answered
-from swift_rm.decoding.candidate_budget import Ended
 from swift_rm.gateway.request.backend import Answer
 from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.upstream.sampler import Drawn
 from swift_rm.report.token_view import CandidateView, TokenView
-from swift_rm.selection.candidates import Candidate, ranked
+from swift_rm.selection.candidates import Candidate, Ended, ranked
 
 if TYPE_CHECKING:
     from swift_rm.reward.reward_model import SwiftRewardModel

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from swift_rm.files.text import shortened, visible
 from swift_rm.hipo.report.report import LEAK
 from swift_rm.hipo.report.run_log import History
 from swift_rm.hipo.report.step_picture import LOOKS, Axis, Line, running_means, step_picture, thinned, window
-from swift_rm.report.html_page import visible
-from swift_rm.report.plots.axes_and_labels import shortened
 from swift_rm.report.plots.chart import Cell, Chart
 
 LEVELS = len(LOOKS) - 1  # difficulties drawn beside the whole

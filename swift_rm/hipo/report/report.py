@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from statistics import fmean
 
+from swift_rm.files.text import counted, shortened, visible
 from swift_rm.hipo.report.run_log import History, Points, run_log
-from swift_rm.report.html_page import visible
-from swift_rm.report.plots.axes_and_labels import shortened
-from swift_rm.report.tables import counted
 
 __all__ = ["History", "alarms", "ends_table", "run_log", "sentences"]
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from swift_rm.capture.state_recorder import Recording, read_again
+from swift_rm.capture.state_recorder import Recording
 from swift_rm.reward.reward_model import SwiftRewardModel
+from swift_rm.scoring.teacher_forced_states import read_again
 from swift_rm.tokens.region import find_region
 
 if TYPE_CHECKING:

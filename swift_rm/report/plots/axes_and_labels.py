@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 460.0, 290.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 150.0, 10.0, 40.0  # margins; the labels of lines stand in the right one
 TEXT, LINE_HEIGHT = 9.5, 13.0
-LONGEST_LABEL = 20
 
 _Dash = str | tuple[float, tuple[float, ...]]
 SOLID: _Dash = "-"
@@ -194,14 +193,6 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     level = [min(max(fmean(block), low), high - gap * (len(places) - 1)) for block in blocks for _ in block]
     moved = {index: level[rank] + gap * rank for rank, index in enumerate(order)}
     return [moved[i] for i in range(len(places))]
-
-
-def shortened(text: str, longest: int = LONGEST_LABEL) -> str:
-    """Return the text, its middle left out if it is too long for a picture."""
-    if len(text) <= longest:
-        return text
-    head = longest // 2
-    return f"{text[:head]}\u2026{text[-(longest - 1 - head) :]}"
 
 
 def plain_ticks(axes: Axes, places: Sequence[float], names: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.evaluation.intervals import Interval
-from swift_rm.report.html_page import visible
+from swift_rm.files.text import counted, shortened, visible
 from swift_rm.report.palette import LIGHT
 from swift_rm.report.plots.axes_and_labels import (
     DASHES,
@@ -22,11 +22,9 @@ from swift_rm.report.plots.axes_and_labels import (
     line,
     percent_axis,
     plain_ticks,
-    shortened,
     whiskers,
 )
 from swift_rm.report.plots.chart import Chart, drawing
-from swift_rm.report.tables import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

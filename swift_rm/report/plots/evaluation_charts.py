@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swift_rm.evaluation.intervals import Interval
+from swift_rm.evaluation.intervals import Interval, percent, plain
 from swift_rm.report.plots.chart import Chart
 from swift_rm.report.plots.evaluation_json import (
     Report,
@@ -34,7 +34,6 @@ from swift_rm.report.plots.matplotlib_figures import (
     labels_picture,
     layers_picture,
 )
-from swift_rm.report.tables import percent, plain
 
 BOUNDS = ("low", "high")
 EVERY = 16  # curves are drawn at each k up to here, and at ever sparser ones beyond

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_rm.evaluation.intervals import Interval
-from swift_rm.report.html_page import visible
+from swift_rm.files.text import visible
 
 Report = Mapping[str, Any] | str | Path
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from swift_rm.evaluation.intervals import Interval
+from swift_rm.files.text import shortened
 from swift_rm.report.palette import LIGHT
 from swift_rm.report.plots.axes_and_labels import (
     BOTTOM,
@@ -24,7 +25,6 @@ from swift_rm.report.plots.axes_and_labels import (
     percent_axis,
     plain_ticks,
     share_limits,
-    shortened,
     sparse,
     whiskers,
 )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from swift_rm.decoding.decoded_candidate import Decoded, FinishReason
+from swift_rm.decoding.decoded_candidate import Decoded
 from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.selection.candidates import FinishReason
 from swift_rm.tokens.region import Flag, find_region
 
 if TYPE_CHECKING:
