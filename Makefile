@@ -31,12 +31,12 @@ test-adapters: $(STAMP)
 test-verl:
 	test -x $(VERL)/python || $(PYTHON) -m venv $(VERL_VENV)
 	$(VERL)/python -m pip install --quiet "torch==2.13.0" --editable ".[verl]" pytest
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VERL)/python -m pytest -m verl tests/test_verl_adapter.py
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VERL)/python -m pytest -m verl tests/integrations/test_verl_adapter.py
 
 # vLLM's CPU build in an environment of its own (3.5 GB): it wants other versions. The tests, then benchmarks/results/vllm.json.
 test-vllm: $(VLLM_VENV)/.installed
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VLLM)/python -m pytest -m vllm -p no:cacheprovider tests/test_vllm_*.py
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VLLM)/python benchmarks/vllm_rewards.py
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VLLM)/python -m pytest -m vllm -p no:cacheprovider tests/integrations/vllm
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VLLM)/python -m benchmarks.vllm.rewards
 
 $(VLLM_VENV)/.installed: pyproject.toml setup.py
 	test -x $(VLLM)/python || $(PYTHON) -m venv $(VLLM_VENV)
@@ -64,7 +64,7 @@ unpinned: $(STAMP)
 # The core of the suite with the oldest transformers that we claim, two between, and the newest that there is, with the oldest
 # torch and the newest: an environment each under .venv-versions, about an hour. Then benchmarks/results/versions.json and the table.
 test-versions: $(STAMP)
-	$(BIN)/python benchmarks/versions.py --table
+	$(BIN)/python -m benchmarks.versions.versions --table
 
 # The embedded models again, from nothing, as they were made: about two hours on two cores. They learn with heads of size 24,
 # which are padded last, all else being done: vLLM on CPUs serves no such heads, but those of size 32.

@@ -12,8 +12,8 @@ from swift_rm.files.tested_versions import TRANSFORMERS, installed
 from swift_rm.models.generation_config import own_ends
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from versions import newest
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.versions.versions import newest
 
 example, answered = sys.argv[1:]
 for line in Path(answered).read_text().splitlines():

@@ -10,11 +10,11 @@ import torch
 if not torch.cuda.is_available():  # Triton's kernels run on CPU tensors, program by program; read when they are first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from api_server import KEY, fake_api
 from homework_corpus import make_tokenizer
-from tiny_models import tiny_model
 
 from swift_rm.records.rollouts import Rollout
+from tests.api.api_server import KEY, fake_api
+from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="session")

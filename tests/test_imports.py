@@ -49,8 +49,8 @@ def test_every_public_name_is_there_and_others_are_not():
     import swift_rm
 
     assert all(getattr(swift_rm, name) is not None for name in swift_rm.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'reward'"):
-        _ = swift_rm.reward
+    with pytest.raises(AttributeError, match="has no attribute 'rewards'"):
+        _ = swift_rm.rewards
 
 
 def test_the_kernels_know_nothing_of_the_package():

@@ -20,7 +20,7 @@ from swift_rm.report.text_clipping import size
 from swift_rm.report.token_palette import palette_style
 from swift_rm.report.token_view import PARTS_STYLE
 
-PAGE_BYTES = 8_000_000  # what a browser opens within three seconds on two cores, see benchmarks/report_page.py
+PAGE_BYTES = 8_000_000  # what a browser opens within three seconds on two cores, see benchmarks/report/report_page.py
 RULES = {
     "first": "one response, whichever",
     "majority": "the most frequent answer",

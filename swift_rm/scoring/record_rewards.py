@@ -23,7 +23,8 @@ def record_rewards(
     """Return the rewards that each head gives each response, ``[B, M]`` on the CPU, from the records' log-probabilities.
 
     A response without a token, or of the end token alone, has no reward: NaN. Raises ValueError as
-    :func:`swift_rm.features.record_features.record_features`, and for a reward model of another source; warns of rollouts that another model sampled than it was trained on.
+    :func:`swift_rm.features.record_features.record_features`, and for a reward model of another source; warns of rollouts that
+    another model sampled than it was trained on.
     """
     config, weight = rm.config, rm.head.weight
     top = check_record_source(config)

@@ -17,7 +17,7 @@ Scores = Sequence[float | None] | npt.NDArray[np.float64]
 Answers = Sequence[str | None]
 
 RULES = ("shrunk", "best", "majority", "vote", "borda", "rank", "scale")
-DEFAULT_RULE = "shrunk"  # what `best_of_n` and the command choose by; benchmarks/over_optimisation.py has the evidence
+DEFAULT_RULE = "shrunk"  # what `best_of_n` and the command choose by; benchmarks/decoding/over_optimisation.py has the evidence
 EXTERNAL_RULES = ("rank", "scale")  # those that fuse with the rewards of a second model
 BORDA_POWER = 0.5
 SHRINKAGE = 2.0
@@ -98,7 +98,7 @@ def shrunk_vote(rewards: Scores, answers: Answers) -> str | None:
     although each of its candidates is doubted. A mean does neither, but that of few candidates may be an outlier too, so
     it is shrunk towards 0: an answer of far fewer than sqrt(n) of n candidates is judged by its sum, one of far more by
     its mean. The prior of the minimax estimate of a share from n draws grows like sqrt(n), too (Hodges and Lehmann, 1950);
-    the factor 2 is from benchmarks/over_optimisation.py: with 1, poorly trained heads elect rare mistakes. Where all
+    the factor 2 is from benchmarks/decoding/over_optimisation.py: with 1, poorly trained heads elect rare mistakes. Where all
     answers differ, the highest reward wins. None if nobody votes.
     """
     ballots = _ballots(reward_weights(rewards), answers)

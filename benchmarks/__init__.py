@@ -1,0 +1,1 @@
+"""Benchmarks, in folders by what is measured: `python -m benchmarks.FOLDER.SCRIPT`, from the root of a checkout."""

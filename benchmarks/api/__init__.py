@@ -1,0 +1,1 @@
+"""Rewards from the log-probabilities of a real server."""

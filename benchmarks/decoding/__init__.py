@@ -1,0 +1,1 @@
+"""What scoring while decoding costs, and what pruning and selection are worth."""

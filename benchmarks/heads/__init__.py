@@ -1,0 +1,1 @@
+"""Which heads, sources and numbers of labels rank responses best."""

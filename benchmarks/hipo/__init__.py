@@ -1,0 +1,1 @@
+"""What HiPO's methods teach, and what rollouts with rewards cost."""

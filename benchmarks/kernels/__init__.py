@@ -1,0 +1,1 @@
+"""The speed and the memory of the kernels, on CPUs and on GPUs."""

@@ -1,0 +1,1 @@
+"""The size of the report's page and how fast it opens."""

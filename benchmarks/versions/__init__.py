@@ -1,0 +1,1 @@
+"""The core of the test suite with other versions of transformers and torch."""
