@@ -25,7 +25,7 @@ from swift_heads import heads_of, rewards_of
 from swift_questions import check_disjoint, digest_of, open_questions, question_files
 from swift_table import measure, write_table
 
-from swift_rm.cli.shared import parse_layers
+from swift_rm.cli.loading import parse_layers
 from swift_rm.features.estimate import announce
 from swift_rm.features.key import FeatureKey
 from swift_rm.files.atomic_write import write_whole

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TypeAlias
 
+# Of `swift-rm`: what every command adds its parser to.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 MODEL_HELP = "folder or Hub id of the language model; 'tiny-reasoner' is the one that comes with the package"
 TASK_HELP = "homework or rewriting (with :test, :test:hard), or a JSONL file with questions and answers"
 REGION_HELP = "'response', 'after:<marker>', e.g. after:</think>, or 'steps:<marker>': the tokens that complete a marker"
@@ -12,7 +15,7 @@ BANK_HELP = 'train a grid of heads and keep the best, e.g. \'{"layers": ["all", 
 REWARD_HELP = "folder or Hub id of the reward model; 'tiny-reasoner-reward' comes with the package"
 
 
-def command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
+def command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
     """Add a command with its summary; every command can print JSON."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import warnings
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.cli.question_records import Question, encode_question, read_records
-from swift_rm.cli.shared import Result, listing
-from swift_rm.records.rollouts import finite
+from swift_rm.cli.answers import STDOUT, Answering, answer_to_file, answer_to_terminal
+from swift_rm.cli.arguments import REWARD_HELP, Commands, add_api, add_model, add_sampling, command
+from swift_rm.cli.output import Result
+from swift_rm.records.question_records import QuestionRecord, read_records
 
 if TYPE_CHECKING:
     from swift_rm.decoding.pruning import Prune
-    from swift_rm.reward.reward_model import SwiftRewardModel
     from swift_rm.selection.candidates import BestOfN
 
-STDOUT = "-"
 MIN_GAIN = 0.01  # as best_of_n's
 
 
-@dataclass(frozen=True)
-class Answering:
-    """Everything but the questions: the models, `best_of_n` bound to its arguments, and what decides the results."""
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "best-of-n", "answer questions with the best of N sampled responses")
+    add_model(parser)
+    parser.add_argument("--reward-model", required=True, help=REWARD_HELP)
+    parser.add_argument("question", nargs="*", help="questions, as text")
+    parser.add_argument(
+        "--input", help="JSONL with question (text), prompt (text or messages) or prompt_ids on each line, and perhaps an id"
+    )
+    parser.add_argument("--out", help="with --input: JSONL file of results to write or go on with; - prints them")
+    parser.add_argument("-n", type=int, default=16, help="candidates per question (default 16)")
+    parser.add_argument(
+        "--select",
+        default="shrunk",
+        choices=("shrunk", "best", "majority", "vote", "borda", "rank", "scale"),
+        help="rule that chooses; shrunk (default): the answer whose candidates have the highest mean probability, shrunk by "
+        "support, and where there are no answers the highest reward",
+    )
+    parser.add_argument("--external-model", help="sequence classification model whose rewards rank and scale fuse with")
+    parser.add_argument("--prune", choices=("halving", "confidence"), help="drop hopeless candidates while they are generated")
+    parser.add_argument("--prune-min-tokens", type=int, help="no candidate is dropped before it has so many (default 16)")
+    parser.add_argument("--prune-model", help="reward model that pruning goes by (default: the --reward-model)")
+    parser.add_argument("--stop-at", type=float, help="sample in waves until a candidate is right with this probability")
+    parser.add_argument("--min-gain", type=float, help="and stop if a wave is expected to raise it by less (default 0.01)")
+    parser.add_argument("--wave", type=int, help="candidates per wave (default: an eighth of n)")
+    parser.add_argument("--budget", type=int, help="tokens for all questions together, spent where they help most")
+    parser.add_argument("--raw", action="store_true", help="give the text to the model as it is, without the chat template")
+    add_sampling(parser, batch_size=8)
+    add_api(parser)
+    parser.add_argument("--any-model", action="store_true", help="with --api: the reward model may be of a model of another name")
+    parser.set_defaults(usual={action.dest: action.default for action in parser._actions})
 
-    tokenizer: Any
-    shown: SwiftRewardModel  # the one whose rewards are there while candidates are generated
-    prune: Prune | None
-    ask: Callable[..., list[BestOfN]]
-    decided_by: Mapping[str, Any]  # settings, model and reward_model, as the records hold them
+
+def resumes(args: Namespace) -> bool:
+    """Tell whether a run that was stopped goes on when it is started again."""
+    return args.input is not None and args.out != STDOUT and args.budget is None
 
 
-def answer_questions(args: Namespace) -> Result:
+def run(args: Namespace) -> Result:
     """Answer the questions of the command line or of a file; raise ValueError in one sentence for misuse."""
-    from swift_rm.cli.api_commands import answer_from_api, asks_api
+    from swift_rm.cli.api_model import answer_from_api, asks_api
 
     check_options(args)
     records = (
@@ -51,7 +73,7 @@ def answer_questions(args: Namespace) -> Result:
     model, tokenizer = _load(args)
     questions = [encode_question(name, record, model, tokenizer, args) for name, record in records]
     answering = _prepare(args, model, tokenizer, questions)
-    return _to_file(args, answering, questions) if args.input else _to_terminal(args, answering, questions)
+    return answer_to_file(args, answering, questions) if args.input else answer_to_terminal(args, answering, questions)
 
 
 def check_options(args: Namespace) -> None:
@@ -85,12 +107,12 @@ def _load(args: Namespace) -> tuple[Any, Any]:
     )
 
 
-def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Question]) -> Answering:
+def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[QuestionRecord]) -> Answering:
     """Load the other models, and say in full what decides the results."""
     from swift_rm.decoding.best_of_n import best_of_n
     from swift_rm.decoding.pruning import RULES
     from swift_rm.models.load import resolve
-    from swift_rm.reward.identity import check_base_model, model_identity, short_name
+    from swift_rm.reward.identity import check_base_model, model_identity, short_name, weights_fingerprint
     from swift_rm.reward.reward_model import SwiftRewardModel
     from swift_rm.sampling.generation import sampling_settings
     from swift_rm.scoring.external import SequenceClassificationReward
@@ -116,7 +138,7 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
     drawn = sampling_settings(model, longest, args.n, args.max_new_tokens, sampling)
 
-    def ask(batch: Sequence[Question], rule: Prune | None, **more: Any) -> list[BestOfN]:
+    def ask(batch: Sequence[QuestionRecord], rule: Prune | None, **more: Any) -> list[BestOfN]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="stopped by Ctrl-C")  # the command says it, and how to go on
             return best_of_n(
@@ -137,154 +159,15 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
     return Answering(tokenizer, guide or rm, prune, ask, json.loads(json.dumps(decided_by)))
 
 
-def _to_terminal(args: Namespace, answering: Answering, questions: Sequence[Question]) -> Result:
-    """Answer typed questions, with a live table where somebody looks; after Ctrl-C with what is there."""
-    from swift_rm.cli.candidate_table import LiveTable
+def encode_question(name: str, record: Mapping[str, Any], model: Any, tokenizer: Any, args: Namespace) -> QuestionRecord:
+    """Turn a record into what the model reads; raise ValueError that names the question if it cannot read it."""
+    from swift_rm.tokens.encoding import check_vocabulary, encode_prompt, vocabulary_size
 
-    results: list[BestOfN] = []
-    # With a budget the batches take turns, and a place in one would not tell which question is meant.
-    live = sys.stderr.isatty() and not args.json and (args.budget is None or len(questions) <= args.batch_size)
-    with ExitStack() as stack:
-        if live:
-            table = LiveTable(
-                args.question, answering.tokenizer.decode, lambda rewards: answering.shown.probability(rewards).tolist()
-            )
-            stack.enter_context(table)
-            rule, watch = answering.prune and table.told(answering.prune), table.watch
-        else:
-            table, rule, watch = None, answering.prune, None
-
-        def keep(finished: list[BestOfN]) -> None:
-            results.extend(finished)
-            if table is not None:
-                table.next_batch(len(finished))
-
-        with suppress(KeyboardInterrupt):  # while no token was being generated; the others best_of_n catches
-            answering.ask(
-                questions, rule, watch=watch, on_results=keep, seed=args.seed, batch_size=args.batch_size,
-                progress=sys.stderr.isatty() and not live,
-            )  # fmt: skip
-    return terminal_result(args, questions, results, answering.decided_by)
-
-
-def terminal_result(
-    args: Namespace, questions: Sequence[Question], results: Sequence[BestOfN], decided_by: Mapping[str, Any]
-) -> Result:
-    """Return the answers to typed questions: tables for people, records for programs; after Ctrl-C those that there are."""
-    from swift_rm.cli.candidate_table import final_table
-
-    texts = {question.question_id: text for question, text in zip(questions, args.question, strict=True)}
-    pairs = _pairs(questions, results)
-    records = [record_of(*pair, decided_by) for pair in pairs]
-    if sys.stdout.isatty():
-        text = "\n\n".join(final_table(texts[question.question_id], result, args.n) for question, result in pairs)
-    else:  # a program reads it
-        text = "\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
-    whole = sum(result.ended != "interrupted" for result in results)
-    stopped = f"stopped; {whole} of {len(questions)} questions were answered in full" if whole < len(questions) else None
-    return Result(text, records, stopped=stopped)
-
-
-def _to_file(args: Namespace, answering: Answering, questions: Sequence[Question]) -> Result:
-    """Answer the questions of a file that the results do not hold yet, batch by batch, each with its own seed."""
-    from tqdm.auto import tqdm
-
-    from swift_rm.files.jsonl_appender import LineAppender
-    from swift_rm.records.resume_check import read_results
-    from swift_rm.sampling.generation import seed_for
-
-    asked = {question.question_id: (question.prompt, question.prompt_ids) for question in questions}
-    size, stopped = len(questions) if args.budget is not None else args.batch_size, False
-    with ExitStack() as stack:
-        file = None if args.out == STDOUT else stack.enter_context(LineAppender(args.out, begins='{"question_id": '))
-        done = {} if file is None else read_results(args.out, asked, answering.decided_by)
-        if args.budget is not None and 0 < len(done) < len(questions):
-            raise ValueError(
-                f"{args.out} holds {len(done)} of {len(questions)} questions, and --budget {args.budget} is shared out among "
-                "all of them in one run: choose another file, or remove this one"
-            )
-        watched = sys.stderr.isatty()
-        bar = stack.enter_context(tqdm(total=len(questions), desc="best of n", unit="question", disable=not watched, delay=1))
-        try:
-            for start in range(0, len(questions), size):
-                batch = questions[start : start + size]
-                if any(question.question_id not in done for question in batch):
-                    seed = seed_for(args.seed, *[question.question_id for question in batch])
-                    results = answering.ask(batch, answering.prune, seed=seed, batch_size=min(args.batch_size, len(batch)))
-                    pairs = _final(batch, results, args.budget is not None)
-                    stopped = len(pairs) < len(batch)
-                    fresh = [record_of(*pair, answering.decided_by) for pair in pairs if pair[0].question_id not in done]
-                    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in fresh]
-                    if file is not None:
-                        file.append(lines)
-                    else:
-                        sys.stdout.write("".join(line + "\n" for line in lines))
-                        sys.stdout.flush()
-                    done.update({record["question_id"]: record for record in fresh})
-                bar.update(len(batch))
-                if stopped:
-                    break
-        except KeyboardInterrupt:  # while no token was being generated
-            stopped = True
-    if stopped or file is None:
-        return Result("", None, stopped=stopped_sentence(args, len(done), len(questions)) if stopped else None)
-    return file_result(args, done)
-
-
-def file_result(args: Namespace, done: Mapping[str, Mapping[str, Any]], **more: Any) -> Result:
-    """Return the counts of a file of results, and what ``more`` is known."""
-    counts = Counter(str(record["ended"]) for record in done.values())
-    spent, saved = (sum(record[key] for record in done.values()) for key in ("tokens_spent", "tokens_saved"))
-    data = {"out": args.out, "questions": len(done), "tokens_spent": spent, "tokens_saved": saved, "ended": dict(counts), **more}
-    rows = {**data, "ended": ", ".join(f"{reason} {count}" for reason, count in counts.items())}
-    return Result(listing(rows), data)
-
-
-def _pairs(questions: Sequence[Question], results: Sequence[BestOfN]) -> list[tuple[Question, BestOfN]]:
-    """Return the questions that have a result, with it: after Ctrl-C some have none."""
-    found = {id(result.prompt): result for result in results}
-    return [(question, found[id(question.prompt_ids)]) for question in questions if id(question.prompt_ids) in found]
-
-
-def _final(batch: Sequence[Question], results: Sequence[BestOfN], budgeted: bool) -> list[tuple[Question, BestOfN]]:
-    """Return what an uninterrupted run would give too: all of a batch, or its first questions that nothing could change.
-
-    The others wait for the next run, so that the order of the lines stays that of the questions. "gain" and "budget" are
-    reconsidered after every wave, and are not final where the batch was interrupted.
-    """
-    pairs = _pairs(batch, results)
-    if len(pairs) == len(batch) and all(result.ended != "interrupted" for _, result in pairs):
-        return pairs
-    final = []
-    for question, (own, result) in zip(batch, pairs, strict=False):
-        if budgeted or own is not question or result.ended not in ("all", "probability"):
-            break
-        final.append((question, result))
-    return final
-
-
-def record_of(question: Question, result: BestOfN, decided_by: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result as its record."""
-    from swift_rm.records.resume_check import RESULT_KEYS
-
-    known = {**asdict(result), **vars(question), **decided_by}
-    return {key: finite(known[key]) for key in RESULT_KEYS}
-
-
-def stopped_sentence(args: Namespace, answered: int, asked: int) -> str:
-    """Say after Ctrl-C what is there, and how to go on."""
-    if args.budget is not None:
-        return "stopped; nothing was written: a budget is for all questions in one run"
-    if args.out == STDOUT:
-        return f"stopped; {answered} of {asked} questions were answered"
-    return f"stopped; {answered} of {asked} questions are answered in {args.out}, and the same command goes on from there"
-
-
-def weights_fingerprint(rm: SwiftRewardModel) -> str:
-    """Return a hash of what a reward model computes: a folder of the same name may hold another one."""
-    several = ("heads", "pessimism") if rm.config.heads > 1 else ()
-    config = {key: getattr(rm.config, key) for key in ("layers", "position", "region", "gate", "calibration", *several)}
-    content = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, value in sorted(rm.state_dict().items()):
-        content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return content.hexdigest()[:16]
+    prompt, ids = record.get("prompt"), record.get("prompt_ids")
+    if prompt is None and isinstance(text := record.get("question"), str):
+        prompt = text if args.raw or not tokenizer.chat_template else [{"role": "user", "content": text}]
+    ids = encode_prompt(tokenizer, ids or prompt or "", args.chat_template_kwargs)
+    if not ids:
+        raise ValueError(f"the prompt of question {name!r} is empty")
+    check_vocabulary(vocabulary_size(model), ids, f"the prompt of question {name!r}")
+    return QuestionRecord(name, prompt, ids)

@@ -1,4 +1,4 @@
-"""`swift-rm check-model` and `check-engine`: that what is read of a model, here or in an engine, is what transformers has."""
+"""`swift-rm check-engine`: that an inference engine's states and rewards are those of transformers."""
 
 from __future__ import annotations
 
@@ -6,39 +6,53 @@ import argparse
 import json
 import os
 import sys
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.cli.arguments import MODEL_HELP, REWARD_HELP, TASK_HELP, add_loading, command
+from swift_rm.cli.arguments import MODEL_HELP, REWARD_HELP, TASK_HELP, Commands, command
+from swift_rm.records.rollouts import Prompt
 
 if TYPE_CHECKING:
-    from swift_rm.cli.shared import Result
+    from swift_rm.cli.output import Result
     from swift_rm.parity.engine_check import EngineCheck
+
+PROMPTS = (
+    "The capital of France is",
+    "2, 4, 6, 8,",
+    "Once upon a time there was a small house at the edge of the wood, and in it lived",
+    "def add(a, b):\n    return",
+    "Question: What is 17 + 25?\nAnswer:",
+    "Water boils when",
+    "Der Zug nach Basel",
+    "1. Wash the rice.\n2.",
+    '{"name": "Ada", "born":',
+    "She looked at the clock, which said 10:45, and",
+    "A list of the planets, from the sun outwards: Mercury, Venus,",
+    "To be, or not",
+)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def add_checks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add both commands."""
-    check = command(commands, "check-model", "check that this model's hidden states are captured exactly")
-    check.add_argument("model", help=MODEL_HELP)
-    add_loading(check)
-    engine = command(commands, "check-engine", "check that an inference engine's states and rewards are those of transformers")
-    engine.add_argument("engine", choices=("vllm",), help="vllm, in whose environment this must be run")
-    engine.add_argument("--model", required=True, help=MODEL_HELP)
-    engine.add_argument("--reward-model", required=True, help=REWARD_HELP)
-    engine.add_argument("--revision", help="revision of the language model on the Hub")
-    engine.add_argument("--device", help="where transformers runs: cpu, cuda, ... (default: where the engine ran)")
-    engine.add_argument(
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "check-engine", "check that an inference engine's states and rewards are those of transformers")
+    parser.add_argument("engine", choices=("vllm",), help="vllm, in whose environment this must be run")
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
+    parser.add_argument("--reward-model", required=True, help=REWARD_HELP)
+    parser.add_argument("--revision", help="revision of the language model on the Hub")
+    parser.add_argument("--device", help="where transformers runs: cpu, cuda, ... (default: where the engine ran)")
+    parser.add_argument(
         "--attn-implementation", metavar="NAME", help="transformers' attention: eager, sdpa, ... (default: its own)"
     )
-    engine.add_argument("--dtype", default="auto", choices=DTYPES, help="of both sides (default: auto, what the engine takes)")
-    engine.add_argument("--task", help=f"questions: {TASK_HELP} (default: built-in prompts)")
-    engine.add_argument("--input", help="questions: JSONL with question, prompt or prompt_ids on each line")
-    engine.add_argument("--questions", type=int, default=8, help="so many of them (default 8)")
-    engine.add_argument("-n", type=int, default=4, help="responses to each, of which one is greedy (default 4)")
-    engine.add_argument("--max-new-tokens", type=int, default=64, help="length of a response (default 64)")
-    engine.add_argument("--seed", type=int, default=0)
-    how = engine.add_argument_group("of vLLM, as in its own command")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of both sides (default: auto, what the engine takes)")
+    parser.add_argument("--task", help=f"questions: {TASK_HELP} (default: built-in prompts)")
+    parser.add_argument("--input", help="questions: JSONL with question, prompt or prompt_ids on each line")
+    parser.add_argument("--questions", type=int, default=8, help="so many of them (default 8)")
+    parser.add_argument("-n", type=int, default=4, help="responses to each, of which one is greedy (default 4)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="length of a response (default 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    how = parser.add_argument_group("of vLLM, as in its own command")
     how.add_argument("--enforce-eager", action="store_true", help="without compiling: the check begins sooner")
     how.add_argument("--max-model-len", type=int, metavar="TOKENS", help="the longest context (default: the model's)")
     how.add_argument("--kv-cache-memory-bytes", type=int, metavar="BYTES", help="memory for keys and values")
@@ -46,10 +60,9 @@ def add_checks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     how.add_argument("--engine-args", type=json.loads, default={}, metavar="JSON", help=said)
 
 
-def check_engine(args: argparse.Namespace) -> Result:
+def run(args: argparse.Namespace) -> Result:
     """Sample with the engine, read the same tokens with transformers, and compare."""
-    from swift_rm.cli.engine_prompts import prompts_of
-    from swift_rm.cli.shared import Result, watched
+    from swift_rm.cli.output import Result, watched
     from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
     from swift_rm.integrations.vllm.offline.parity import record_vllm
     from swift_rm.integrations.vllm.versions.version import check_version
@@ -131,3 +144,44 @@ def _tell(what: str) -> None:
     """Tell somebody who is watching what takes its time now."""
     if sys.stderr.isatty():
         sys.stderr.write(f"swift-rm: {what}\n")
+
+
+def prompts_of(args: Namespace, tokenizer: Any) -> list[Prompt]:
+    """Return the first ``--questions`` prompts of ``--task`` or ``--input``, or of those above, which are given as they are.
+
+    Raises ValueError for both, for more of them than there are, and for what is no task and no readable file.
+    """
+    if args.task and args.input:
+        raise ValueError(f"give questions by --task or by --input, got both: {args.task} and {args.input}")
+    if args.questions < 1:
+        raise ValueError(f"--questions must be at least 1, got {args.questions}")
+    if args.task:
+        return _of_task(args, tokenizer)
+    found: list[Prompt] = _of_file(args.input, tokenizer) if args.input else list(PROMPTS)
+    if not args.input and len(found) < args.questions:
+        raise ValueError(f"there are {len(PROMPTS)} built-in prompts, got --questions {args.questions}: give --task or --input")
+    return found[: args.questions]
+
+
+def _of_task(args: Namespace, tokenizer: Any) -> list[Prompt]:
+    from swift_rm.tasks.task_lookup import open_task
+
+    messages = bool(tokenizer.chat_template)
+    questions, _, close = open_task(args.task, questions=args.questions, seed=args.seed, grading="exact", chat_template=messages)
+    close()
+    return [question.prompt for question in questions]
+
+
+def _of_file(path: str, tokenizer: Any) -> list[Prompt]:
+    from swift_rm.records.question_records import read_records
+
+    prompts: list[Prompt] = []
+    for _, record in read_records(path):
+        prompt = record.get("prompt_ids") or record.get("prompt")
+        if prompt is None:
+            text = record["question"]
+            prompt = [{"role": "user", "content": text}] if tokenizer.chat_template else text
+        prompts.append(prompt)
+    if not prompts:
+        raise ValueError(f"{path} holds no records")
+    return prompts

@@ -9,16 +9,30 @@ from argparse import Namespace
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from swift_rm.cli.arguments import Commands, command, path
+
 if TYPE_CHECKING:
-    from swift_rm.cli.shared import Result
+    from swift_rm.cli.output import Result
     from swift_rm.records.rollouts import Rollout
 
 DEFAULT_RULE = "swift_shrunk"
 
 
-def compare(args: Namespace) -> Result:
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "compare", "compare two reward models, or two rules, on the same questions")
+    parser.add_argument("rollouts", nargs="+", metavar="FILE", help="one or two scored rollout files (JSONL)")
+    parser.add_argument("--rules", nargs="+", metavar="RULE", help="one rule for both, or one for each (default swift_shrunk)")
+    parser.add_argument("-n", type=int, help="read the first n responses of each question")
+    parser.add_argument("--show", type=int, default=10, help="questions to list where the two disagree (default 10)")
+    parser.add_argument("--report", metavar="FILE", type=path, help="HTML page to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-bad-lines", action="store_true")
+
+
+def run(args: Namespace) -> Result:
     """Compare two rules or two files, and write the page if it was asked for."""
-    from swift_rm.cli.shared import Result, watched
+    from swift_rm.cli.output import Result, watched
     from swift_rm.evaluation.paired_questions import match
     from swift_rm.evaluation.rule_comparison import compare as compare_sides
     from swift_rm.evaluation.rule_outcome import measure

@@ -1,25 +1,46 @@
-"""The main job, whole, with the embedded models: sample answers to fresh questions, score them, compare the rules."""
+"""`swift-rm demo`: the main job, whole, with the embedded models: sample answers to fresh questions, score, compare rules."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
 
-from swift_rm.evaluation.evaluate import evaluate
-from swift_rm.models.load import ASSETS, TINY, TINY_REWARD, load_language_model
-from swift_rm.records.rollouts import Rollout, group_by_question
-from swift_rm.report.tables import format_table
-from swift_rm.reward.reward_model import SwiftRewardModel
-from swift_rm.sampling.sample import sample
-from swift_rm.scoring.score import score_rollouts
-from swift_rm.selection.rules import best, majority_vote
-from swift_rm.tasks.homework import HomeworkTask
+from swift_rm.cli.arguments import Commands, command
+from swift_rm.cli.output import Result, watched
+
+if TYPE_CHECKING:
+    from swift_rm.records.rollouts import Rollout
+
 
 DEEPCONF_WINDOW = 16  # about one step of homework: at DeepConf's own 2,048 its four confidences would be one
 
 
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "demo", "sample, score and select with the embedded models, on fresh questions")
+    parser.add_argument("--questions", type=int, help="number of held-out questions (default 300; 40 with --quick)")
+    parser.add_argument("-n", type=int, default=16, help="responses per question (default 16)")
+    parser.add_argument("--quick", action="store_true", help="fewer questions, a few seconds")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: Namespace) -> Result:
+    """Sample, score and select with the embedded models."""
+    questions = args.questions or (40 if args.quick else 300)
+    return Result(*run_demo(questions, args.n, args.seed, progress=watched()))
+
+
 def run_demo(questions: int, n: int, seed: int = 0, *, progress: bool = False) -> tuple[str, dict[str, Any]]:
     """Return the demo's report as text and as DESIGN's JSON; the questions are in no training text of the models."""
+    from swift_rm.evaluation.evaluate import evaluate
+    from swift_rm.models.load import ASSETS, TINY, TINY_REWARD, load_language_model
+    from swift_rm.report.tables import format_table
+    from swift_rm.reward.reward_model import SwiftRewardModel
+    from swift_rm.sampling.sample import sample
+    from swift_rm.scoring.score import score_rollouts
+    from swift_rm.tasks.homework import HomeworkTask
+
     start = time.monotonic()
     model, tokenizer = load_language_model(str(ASSETS / TINY), progress=progress)
     rm = SwiftRewardModel.from_pretrained(ASSETS / TINY_REWARD).to(model.device)
@@ -44,6 +65,9 @@ def run_demo(questions: int, n: int, seed: int = 0, *, progress: bool = False) -
 
 def _example(rollouts: list[Rollout]) -> str:
     """Show one question on which the vote fails and the reward does not, if there is one."""
+    from swift_rm.records.rollouts import group_by_question
+    from swift_rm.selection.rules import best, majority_vote
+
     for group in group_by_question(rollouts).values():
         rewards, answers = [r.reward for r in group], [r.answer for r in group]
         chosen = group[best(rewards)]

@@ -11,19 +11,44 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swift_rm.cli.arguments import Commands, command, path
+
 if TYPE_CHECKING:
-    from swift_rm.cli.shared import Result
+    from swift_rm.cli.output import Result
     from swift_rm.report.question_browser import Shown
 
 REPORT = "report.json"  # of the figures in --out, beside the charts
 
 
-def evaluate(args: Namespace) -> Result:
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "evaluate", "measure rewards and baselines on graded, scored rollouts")
+    parser.add_argument("rollouts", nargs="+", help="scored rollout files (JSONL)")
+    parser.add_argument("-n", type=int, help="read the first n responses of each question")
+    parser.add_argument("--deepconf-window", type=int, default=2048, help="tokens of DeepConf's window (default 2048)")
+    parser.add_argument("--reward-model", help="folder whose model card and evaluation-results files get these figures")
+    parser.add_argument("--dataset", metavar="ID[:TASK]", help="what the Hub calls the questions (default: the file's name)")
+    parser.add_argument(
+        "--report", metavar="FILE", type=path, help="HTML page to write: charts, tables, questions with their candidates"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=path, help="folder for every chart as SVG and CSV, and the figures as report.json"
+    )
+    parser.add_argument("--probe", metavar="FILE", type=path, help="what `probe --out` wrote, for the chart of layers")
+    parser.add_argument(
+        "--label-curve", metavar="FILE", type=path, help="what `train --label-curve` wrote, for the chart of label efficiency"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-bad-lines", action="store_true")
+
+
+def run(args: Namespace) -> Result:
     """Measure rewards and baselines, and write what was asked for.
 
     What cannot be written or read is said before the work: OSError for a place to write, ValueError for what was given.
     """
-    from swift_rm.cli.shared import Result, read_rollout_files, watched
+    from swift_rm.cli.loading import read_rollout_files
+    from swift_rm.cli.output import Result, watched
     from swift_rm.evaluation.evaluate import evaluate as evaluate_rollouts
     from swift_rm.evaluation.evaluate import graded_groups
     from swift_rm.files.atomic_write import write_whole

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from swift_rm.cli.arguments import REWARD_HELP, Commands, add_model, add_template, command
+from swift_rm.records.answered_questions import read_answered_questions
 from swift_rm.report.candidate_view import turns, view_candidate
 
 if TYPE_CHECKING:
-    from swift_rm.cli.shared import Result
+    from swift_rm.cli.output import Result
 
 
-@dataclass(frozen=True)
-class Answered:
-    """One response of a file: where it stands, the prompt and response to encode, and the record that says more of it."""
-
-    place: str
-    prompt: Any
-    response: Any
-    record: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question of a file: its id if it has one, its prompt as people read it if that is there, and its responses."""
-
-    question_id: str | None
-    prompt: Any
-    answered: list[Answered] = field(default_factory=list)
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "explain", "write a page that shows each token's gate and reward")
+    add_model(parser)
+    parser.add_argument("--reward-model", required=True, help=REWARD_HELP)
+    parser.add_argument("--input", required=True, help="JSONL with a prompt and its response, or its candidates, on each line")
+    parser.add_argument("--out", required=True, help="HTML file to write")
+    parser.add_argument("--questions", type=int, default=20, help="only the first questions (default 20)")
+    parser.add_argument("-n", type=int, default=16, help="only the first responses of each (default 16)")
+    parser.add_argument("--batch-size", type=int, default=32, help="responses per forward pass (default 32)")
+    add_template(parser)
 
 
-def explain(args: Namespace) -> Result:
+def run(args: Namespace) -> Result:
     """Write the token view of a file's responses; raise ValueError that names the line of what cannot be read."""
-    from swift_rm.cli.shared import Result, listing
+    from swift_rm.cli.output import Result, listing
     from swift_rm.files.atomic_write import check_writable, write_whole
     from swift_rm.models.load import load_language_model, resolve
     from swift_rm.report.token_view import PageView, QuestionView, render_page
@@ -48,7 +41,7 @@ def explain(args: Namespace) -> Result:
 
     if args.questions < 1 or args.n < 1:
         raise ValueError(f"--questions and -n must be at least 1, got {args.questions} and {args.n}")
-    questions = read_questions(args.input)
+    questions = read_answered_questions(args.input)
     shown = questions[: args.questions]
     answered = [one for question in shown for one in question.answered[: args.n]]
     check_writable(args.out, [args.input])
@@ -84,48 +77,3 @@ def explain(args: Namespace) -> Result:
         "tokens": sum(map(len, responses)), "bytes": len(page),
     }  # fmt: skip
     return Result(listing(data), data)
-
-
-def read_questions(path: str | Path) -> list[Question]:
-    """Read the questions of a JSONL file with their responses, in the order of their first appearance.
-
-    A line is one response (``prompt`` or ``prompt_ids``, ``response`` or ``response_ids``) or one question with its
-    ``candidates`` (``text`` or ``token_ids`` each). Responses with the same ``question_id`` and prompt belong together.
-    Raises ValueError with file and line for a line that is neither.
-    """
-    from swift_rm.files.json_lines import read_json_lines
-
-    questions: dict[str, Question] = {}
-    for number, record in read_json_lines(path):
-        try:
-            known = None if record.get("question_id") is None else str(record["question_id"])
-            ids_or_text = _either(record, "prompt_ids", "prompt")
-            readable = ids_or_text if record.get("prompt") is None else record["prompt"]
-            question = questions.setdefault(json.dumps([known, readable]), Question(known, readable))
-            for response, details in _responses(record):
-                question.answered.append(Answered(f"{path}:{number}", ids_or_text, response, details))
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: neither a response nor a question with candidates: {error}") from error
-    return list(questions.values())
-
-
-def _responses(record: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Yield the responses of a line, each with the object that says more of it."""
-    candidates = record.get("candidates", [record])
-    if not isinstance(candidates, list) or not candidates or not all(isinstance(one, dict) for one in candidates):
-        raise ValueError(f"'candidates' must be a list of at least one object, got {candidates!r:.60}")
-    for one in candidates:
-        yield _either(one, "token_ids", "text") if "candidates" in record else _either(one, "response_ids", "response"), one
-
-
-def _either(record: Mapping[str, Any], ids: str, text: str) -> Any:
-    """Return a record's token ids, or else its text (a prompt's may be messages)."""
-    key = ids if record.get(ids) is not None else text
-    value = record.get(key)
-    if value is None:
-        raise ValueError(f"there is neither {ids!r} nor {text!r}; it has {sorted(record)}")
-    kinds = {type(item) for item in value} if isinstance(value, list) else set()
-    readable = kinds <= {int} if isinstance(value, list) else isinstance(value, str) and key == text
-    if not readable and not (key == "prompt" and kinds == {dict}):
-        raise ValueError(f"{key!r} must be {'text or token ids' if key == text else 'token ids'}, got {value!r:.60}")
-    return value

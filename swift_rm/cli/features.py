@@ -10,13 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from swift_rm.cli.arguments import Commands, add_layers, add_store, command
+
 if TYPE_CHECKING:
-    from swift_rm.cli.shared import Result
+    from swift_rm.cli.output import Result
 
 FACTS = ("questions", "responses", "right", "wrong", "ungraded", "tokens", "rows")
 
 
-def features(args: Namespace) -> Result:
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "features", "describe a feature store, or say how large one will be")
+    parser.add_argument("folder", nargs="?", help="what `sample --features` wrote")
+    parser.add_argument("--verify", action="store_true", help="read everything and compare checksums")
+    parser.add_argument("--model", help="for an estimate instead: folder or Hub id (only its configuration is read)")
+    parser.add_argument("--revision", help="revision of the language model on the Hub")
+    parser.add_argument("--questions", type=int, default=1000, help="questions to be sampled (default 1,000)")
+    parser.add_argument("-n", type=int, default=8, help="responses per question (default 8)")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a response (default 1,024)")
+    add_layers(parser)
+    add_store(parser)
+
+
+def run(args: Namespace) -> Result:
     """Describe the store in a folder, or estimate that of a model."""
     if (args.folder is None) == (args.model is None):
         raise ValueError("name either the folder of a feature store or, for an estimate, --model")
@@ -24,7 +40,8 @@ def features(args: Namespace) -> Result:
 
 
 def _estimate(args: Namespace) -> Result:
-    from swift_rm.cli.shared import Result, listing, parse_layers
+    from swift_rm.cli.loading import parse_layers
+    from swift_rm.cli.output import Result, listing
     from swift_rm.features.estimate import FeatureEstimate, shape_of
     from swift_rm.reward.config import resolve_layer
 
@@ -44,7 +61,7 @@ def _estimate(args: Namespace) -> Result:
 
 
 def _describe(args: Namespace) -> Result:
-    from swift_rm.cli.shared import Result, listing
+    from swift_rm.cli.output import Result, listing
     from swift_rm.features.estimate import readable
     from swift_rm.features.index import ShardEntry, read_index
     from swift_rm.features.shard_file import broken, read_head

@@ -8,8 +8,22 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.cli.hipo import check_folder, check_not_itself, latest, load_reward_model, load_to_train, template_of
-from swift_rm.cli.shared import Result, listing, open_task_of, watched
+from swift_rm.cli.arguments import REWARD_HELP, Commands, command, path
+from swift_rm.cli.hipo_shared import (
+    SOURCES,
+    add_judge,
+    add_logging,
+    add_lora,
+    add_questions,
+    check_folder,
+    check_not_itself,
+    latest,
+    load_reward_model,
+    load_to_train,
+    template_of,
+)
+from swift_rm.cli.loading import open_task_of
+from swift_rm.cli.output import Result, listing, watched
 
 if TYPE_CHECKING:
     from swift_rm.hipo.response.template import Template
@@ -18,7 +32,50 @@ if TYPE_CHECKING:
 SHOWN = ("hipo/accuracy", "hipo/tokens", "hipo/think_rate")
 
 
-def train(args: Namespace) -> Result:
+def add_parser(steps: Commands) -> None:
+    """Add the step and its arguments."""
+    parser = command(steps, "train", "reinforce: sample, reward, and move the model towards what did better than its group")
+    add_questions(parser)
+    parser.add_argument("--out", required=True, type=path, help="folder of checkpoints and of the trained model")
+    parser.add_argument("--steps", type=int, default=200, help="gradient steps (default 200)")
+    parser.add_argument("--prompts-per-step", type=int, default=16, help="questions per step (default 16)")
+    parser.add_argument("--num-generations", type=int, default=8, help="responses per question (default 8)")
+    parser.add_argument("--batch-size", type=int, help="responses per forward pass and process (default: all of a step)")
+    parser.add_argument("--max-completion-length", type=int, default=1024, help="tokens of a response (default 1,024)")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, help="default 1e-6; 1e-5 with --lora")
+    parser.add_argument("--beta", type=float, default=0.0, help="weight of the KL to the model at the start (default 0)")
+    parser.add_argument("--epsilon", type=float, default=0.2, help="bound of the clipped ratio (default 0.2)")
+    algorithm = parser.add_argument_group("algorithm")
+    algorithm.add_argument("--advantages", default="hipo", choices=("hipo", "grpo", "adaptthink", "hgpo", "step_srpo"))
+    algorithm.add_argument("--gamma", type=float, default=0.3, help="HiPO: weight of a response's own reward in its choice (0.3)")
+    algorithm.add_argument("--omega", type=float, default=0.01, help="HiPO: how far think-off may be behind and win (0.01)")
+    algorithm.add_argument("--bias", default="mean", choices=("mean", "sample", "none"), help="HiPO: what that moves")
+    algorithm.add_argument("--off-bonus", type=float, default=0.05, help="AdaptThink: reward of think-off (0.05)")
+    algorithm.add_argument("--baseline", type=path, help="AdaptThink: graded rollouts (JSONL) of the model before training")
+    algorithm.add_argument("--margin", type=float, default=0.2, help="HGPO: by how much think-on must be better (0.2)")
+    algorithm.add_argument("--forced-modes", action="store_true", help="make half of a question's responses think, and half not")
+    algorithm.add_argument("--format-weight", type=float, default=0.2, help="reward of keeping to the template (0.2)")
+    algorithm.add_argument("--length-cap", type=float, help="punish think-off answers longer than so many times the usual answer")
+    add_judge(algorithm)
+    swift = parser.add_argument_group("rewards of hidden states")
+    swift.add_argument("--reward-model", help=REWARD_HELP)
+    swift.add_argument("--reward-source", default="labels", choices=SOURCES, help="where accuracy is from (default: labels)")
+    swift.add_argument("--dense", type=float, default=0.0, help="weight of the probability as an additional reward (default 0)")
+    swift.add_argument("--scorer", default="policy", choices=("policy", "frozen"), help="whose states are read (default: policy)")
+    swift.add_argument("--refresh", type=float, metavar="SHARE", help="train the reward model on, with labels of such a share")
+    swift.add_argument("--oversample", type=int, metavar="M", help="sample M responses per question, keep the most informative")
+    swift.add_argument("--prune", choices=("halving", "confidence"), help="with --oversample: drop hopeless ones on their way")
+    add_lora(parser)
+    add_logging(parser)
+    parser.add_argument(
+        "--save-every", type=int, default=50, help="steps between checkpoints, of which two are kept (default 50)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: Namespace) -> Result:
     """Train; Ctrl-C ends the run after its step, with a checkpoint. Raises ValueError for options that do not go together."""
     from swift_rm.hipo.trainer.trl_range import check_trl
 

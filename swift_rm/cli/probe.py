@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from swift_rm.cli.arguments import REGION_HELP, REWARD_HELP, Commands, add_layers, add_model, command
+from swift_rm.evaluation.probed_states import read_states
 from swift_rm.records.rollouts import Rollout, group_by_question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from swift_rm.cli.shared import Result
-    from swift_rm.evaluation.gate_mass import GateMass
-    from swift_rm.evaluation.response_summaries import Summaries
-    from swift_rm.reward.config import SwiftConfig
-    from swift_rm.reward.reward_model import SwiftRewardModel
+    from swift_rm.cli.output import Result
 
-PART_BYTES = 2**30  # states held at once
 POINTS = 2000  # responses whose places are written for pictures
 
 
-def probe(args: Namespace) -> Result:
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "probe", "tell where in the hidden states the signal lives: layers, directions, gate")
+    add_model(parser)
+    parser.add_argument("--rollouts", required=True, nargs="+", help="graded rollout files (JSONL)")
+    parser.add_argument("--reward-model", help=f"also show where its gate looks; {REWARD_HELP}")
+    add_layers(parser)
+    parser.add_argument("--position", choices=("generating", "token"), help="default: the reward model's, or generating")
+    parser.add_argument("--region", help=f"{REGION_HELP} (default: the reward model's, or response)")
+    parser.add_argument("--questions", type=int, help="only the first questions")
+    parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation over questions (default 5)")
+    parser.add_argument("--batch-size", type=int, default=32, help="responses per forward pass (default 32)")
+    parser.add_argument("--max-gib", type=float, help="memory for the states (default: half of what is free)")
+    parser.add_argument("--out", help="JSON file of all figures, with the points of the first 2,000 responses for pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-bad-lines", action="store_true", help="count invalid lines instead of stopping")
+
+
+def run(args: Namespace) -> Result:
     """Read the rollouts, load the model and probe it, see :func:`run_probe`."""
-    from swift_rm.cli.shared import load, read_rollout_files
+    from swift_rm.cli.loading import load, read_rollout_files
     from swift_rm.files.atomic_write import check_writable
 
     if args.out:
@@ -39,7 +54,8 @@ def run_probe(args: Namespace, rollouts: Sequence[Rollout], model: PreTrainedMod
 
     Raises ValueError where the reward model reads at another position, region or layer than asked for.
     """
-    from swift_rm.cli.shared import Result, parse_layers, watched
+    from swift_rm.cli.loading import parse_layers
+    from swift_rm.cli.output import Result, watched
     from swift_rm.evaluation import probing
     from swift_rm.files.atomic_write import check_writable, write_whole
     from swift_rm.models.load import resolve
@@ -72,91 +88,3 @@ def run_probe(args: Namespace, rollouts: Sequence[Rollout], model: PreTrainedMod
     if args.out:
         write_whole(args.out, json.dumps({**known, **found.to_dict(POINTS)}, ensure_ascii=False) + "\n")
     return Result(probing.format_probe(found), {**known, **found.to_dict()})
-
-
-def read_states(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rollouts: Sequence[Rollout],
-    config: SwiftConfig,
-    rm: SwiftRewardModel | None = None,
-    *,
-    batch_size: int = 32,
-    max_bytes: int | None = None,
-    progress: bool = False,
-) -> tuple[Summaries, GateMass | None]:
-    """Run the model over the rollouts once and keep two states a response and layer, and where the gate looks.
-
-    Token states are held for some responses at a time, so that all layers of a large model can be read. Raises ValueError
-    if what is kept would need more than ``max_bytes``, by default half of the memory that is free, or as
-    ``extract_features``.
-    """
-    import numpy as np
-    import torch
-    from tqdm.auto import tqdm
-
-    from swift_rm.evaluation.gate_mass import mass_of_gates
-    from swift_rm.evaluation.response_summaries import Summaries, summarise
-    from swift_rm.features.read_states import extract_features, free_bytes
-    from swift_rm.records.rollouts import check_trainable
-    from swift_rm.tokens.region import find_region
-
-    check_trainable([(rollout.question_id, rollout.label) for rollout in rollouts])
-    columns = None if rm is None else _columns(rm, model, tokenizer, config)
-    needed, limit = len(rollouts) * 2 * config.width * 4, max_bytes or free_bytes() // 2
-    if needed > limit:
-        raise ValueError(
-            f"two states of {len(rollouts)} responses in {len(config.layers)} layers need {needed / 2**30:.1f} GiB, "
-            f"more than {limit / 2**30:.1f} GiB: read fewer layers or fewer questions"
-        )
-    parts, gates, read = [], [], []
-    with tqdm(total=len(rollouts), desc="reading states", unit="response", disable=not progress, delay=1) as bar:
-        for some in _parts(rollouts, config.width * model.dtype.itemsize):
-            features = extract_features(model, tokenizer, some, config, batch_size=batch_size, max_bytes=max_bytes)
-            parts.append(summarise(features, config))
-            if rm is not None:
-                with torch.no_grad():
-                    mine = features.states[:, columns].to(rm.head.weight)
-                    gates.append(rm.token_scores(mine).gate.double().cpu().numpy())
-                for rollout in some:
-                    tokens = find_region(rollout.response_ids, config.region, tokenizer).tokens
-                    read.append([rollout.response_ids[token] for token in tokens])
-            bar.update(len(some))
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(rollout.question_id for rollout in rollouts))}
-    summaries = Summaries.joined(parts, np.array([numbers[rollout.question_id] for rollout in rollouts]))
-    if rm is None:
-        return summaries, None
-    offsets = np.cumsum([0, *map(len, read)]).tolist()
-    return summaries, mass_of_gates(np.concatenate(gates), offsets, read, tokenizer)
-
-
-def _parts(rollouts: Sequence[Rollout], token_bytes: int) -> Iterator[list[Rollout]]:
-    """Yield the rollouts in parts whose states fit into ``PART_BYTES``, one at least."""
-    part: list[Rollout] = []
-    held = 0
-    for rollout in rollouts:
-        size = len(rollout.response_ids) * token_bytes
-        if part and held + size > PART_BYTES:
-            yield part
-            part, held = [], 0
-        part.append(rollout)
-        held += size
-    yield part
-
-
-def _columns(rm: SwiftRewardModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SwiftConfig) -> list[int]:
-    """Return the columns of the states that the reward model reads; raise ValueError if it reads others than are read here."""
-    from swift_rm.features.row_selection import view_of
-    from swift_rm.models.model_shape import model_shape
-    from swift_rm.reward.identity import check_base_model
-
-    if rm.config.source != "hidden":
-        raise ValueError(f"layers are probed for hidden states, but the reward model reads the source {rm.config.source!r}")
-    check_base_model(rm.config, model, tokenizer)
-    if view_of(rm.config) != view_of(config):
-        raise ValueError(f"the reward model reads at {view_of(rm.config)}, but states are to be read at {view_of(config)}")
-    layers = rm.config.for_base(model_shape(model).layers).layers
-    if missing := [layer for layer in layers if layer not in config.layers]:
-        raise ValueError(f"the reward model reads layer {missing[0]}, which is not among the layers {config.layers}")
-    d = config.hidden_size
-    return [config.layers.index(layer) * d + unit for layer in layers for unit in range(d)]

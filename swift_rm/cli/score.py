@@ -6,31 +6,21 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
-
-from swift_rm.reward.identity import check_base_model
-from swift_rm.sampling.batch_runner import InProcess
-from swift_rm.scoring.score import reward_spreads, score_heads
-from swift_rm.scoring.teacher_forced_states import without_ends
-from swift_rm.scoring.token_scoring import read_tokens, token_columns
-from swift_rm.tokens.encoding import Encoded, encode
-from swift_rm.tokens.region import Flag
+from swift_rm.cli.arguments import REWARD_HELP, Commands, add_model, add_ray, add_template, command
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import Tensor
 
-    from swift_rm.cli.shared import Result
+    from swift_rm.cli.output import Result
     from swift_rm.reward.reward_model import SwiftRewardModel
+    from swift_rm.scoring.scoring_job import Columns
+    from swift_rm.tokens.region import Flag
 
 OURS = ("reward", "probability", "reward_spread", "tokens", "flag")  # what an earlier reward model may have said
 BATCHES_A_JOB = 8  # batches that are sorted by length together, wherever they are scored
 
-Columns = dict[str, list[Any]]
 Records = Sequence[tuple[int, dict[str, Any]]]  # with the numbers of their lines
 
 
@@ -42,40 +32,35 @@ class Scored(NamedTuple):
     columns: Sequence[Columns | None]
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How encoded responses are scored: a function of the model, the tokenizer and some responses.
-
-    It returns what each head gives each, ``[B, M]`` on the CPU, and with ``tokens`` each one's tokens in columns.
-    """
-
-    rm: SwiftRewardModel
-    batch_size: int
-    tokens: bool = False
-
-    def __call__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded]
-    ) -> tuple[Tensor, list[Columns] | None]:
-        """Score the responses."""
-        rm = self.rm.to(model.device)
-        if not self.tokens:
-            return score_heads(model, rm, encoded, batch_size=self.batch_size), None
-        scored = read_tokens(model, rm, encoded, batch_size=self.batch_size)
-        columns = [token_columns(tokenizer, one.prompt_ids, tokens) for one, tokens in zip(encoded, scored, strict=True)]
-        return torch.tensor([tokens.heads for tokens in scored]), columns
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "score", "add rewards to responses in a JSONL file")
+    add_model(parser, required=False)
+    parser.add_argument("--reward-model", required=True, help=REWARD_HELP)
+    read = "JSONL with prompt and response, of which ids, where present, are read; without --model, with log-probabilities"
+    parser.add_argument("--input", required=True, help=read)
+    parser.add_argument("--out", required=True, help="JSONL file to write: the same records with reward and probability")
+    parser.add_argument(
+        "--tokens", action="store_true", help="also keep each token's text, gate and reward, for the report's page"
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    add_template(parser)
+    add_ray(parser)
+    parser.set_defaults(usual={action.dest: action.default for action in parser._actions})
 
 
-def score(args: Namespace) -> Result:
+def run(args: Namespace) -> Result:
     """Add reward and probability to every record of a JSONL file, and its tokens' texts, gates and rewards if asked for.
 
     Without a language model the records' log-probabilities are read, by a reward model of these.
     """
-    from swift_rm.cli.shared import Result, listing
+    from swift_rm.cli.output import Result, listing
     from swift_rm.files.atomic_write import check_writable, write_whole
     from swift_rm.files.json_lines import json_line, read_json_lines
     from swift_rm.models.load import resolve
     from swift_rm.records.rollouts import finite
     from swift_rm.reward.reward_model import SwiftRewardModel
+    from swift_rm.scoring.score import reward_spreads
 
     records = read_json_lines(args.input)
     check_writable(args.out)
@@ -99,7 +84,16 @@ def score(args: Namespace) -> Result:
 
 def _by_model(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored:
     """Score by passes of the language model over the token ids, or over the texts where there are none."""
-    from swift_rm.cli.shared import open_model, watched
+    import torch
+    from tqdm.auto import tqdm
+
+    from swift_rm.cli.loading import open_model
+    from swift_rm.cli.output import watched
+    from swift_rm.reward.identity import check_base_model
+    from swift_rm.sampling.batch_runner import InProcess
+    from swift_rm.scoring.scoring_job import Scoring
+    from swift_rm.scoring.teacher_forced_states import without_ends
+    from swift_rm.tokens.encoding import encode
 
     prompts = [_either(args.input, number, record, "prompt") for number, record in records]
     responses = [_either(args.input, number, record, "response") for number, record in records]
@@ -124,8 +118,8 @@ def _by_model(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored
 
 def _by_records(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored:
     """Score by the log-probabilities that the records hold, without a language model."""
-    from swift_rm.cli.shared import watched
-    from swift_rm.cli.source_options import refuse_without_model
+    from swift_rm.cli.output import watched
+    from swift_rm.cli.train_options import refuse_without_model
     from swift_rm.records.rollouts import Rollout
     from swift_rm.reward.recorded_logprobs import is_empty
     from swift_rm.scoring.record_rewards import check_record_source, record_rewards

@@ -1,38 +1,32 @@
-"""What `swift-rm train` does: heads from rollouts, preference pairs, a feature store, or while sampling."""
+"""`swift-rm train`: reward heads from rollouts, preference pairs, a feature store, or while sampling."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from swift_rm.cli.shared import (
-    Result,
-    listing,
-    load,
-    open_model,
-    open_task_of,
-    parse_layers,
-    read_rollout_files,
-    sampling_of,
-    watched,
+from swift_rm.cli.arguments import (
+    BANK_HELP,
+    REGION_HELP,
+    Commands,
+    add_layers,
+    add_model,
+    add_ray,
+    add_source,
+    add_task,
+    add_temperature,
+    add_template,
+    command,
+    path,
 )
-from swift_rm.cli.source_options import check_source, config_of
+from swift_rm.cli.output import Result, listing
 from swift_rm.files.atomic_write import check_writable, write_whole
-from swift_rm.reward.config import SwiftConfig
-from swift_rm.reward.reward_model import check_folder
-from swift_rm.training.fit_settings import FitSettings
-from swift_rm.training.head_grid import HeadPlan, bank_layers, bank_views, plan_grid
-from swift_rm.training.head_validation import Judged, best_of
 
 if TYPE_CHECKING:
-    from swift_rm.features.key import FeatureKey
-    from swift_rm.features.read_states import FeatureSource
-    from swift_rm.features.row_selection import View
-    from swift_rm.records.rollouts import Rollout
+    from swift_rm.cli.train_sources import Trained
+    from swift_rm.training.head_validation import Judged
 
 SOURCES = ("rollouts", "pairs", "features", "online")
 READ, STORED, SAMPLED = ("rollouts", "pairs"), ("rollouts", "pairs", "features"), ("online",)
@@ -46,16 +40,67 @@ ONLY_WITH = {  # options that other sources would ignore
 }  # fmt: skip
 
 
-class Trained(NamedTuple):
-    """The heads, what is said of their training, and what gives the label curve of one of them, if it was asked for."""
+def add_parser(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    parser = command(commands, "train", "train reward heads on graded rollouts, pairs, a feature store, or while sampling")
+    add_model(parser, required=False)
+    source = parser.add_argument_group("what to learn from, one of these")
+    source.add_argument("--rollouts", nargs="+", help="graded rollout files (JSONL)")
+    source.add_argument("--pairs", nargs="+", help="preference files (JSONL): prompt, chosen, rejected")
+    source.add_argument("--features", help="folder that `sample --features` wrote: needs no language model")
+    source.add_argument("--online", action="store_true", help="sample --task now and train on the states as they come")
+    online = parser.add_argument_group("with --online")
+    add_task(online)
+    online.add_argument("--save-rollouts", help="rollout file (JSONL) to write or go on with")
+    online.add_argument("--questions-per-batch", type=int, default=16, help="questions sampled at once (default 16)")
+    online.add_argument("--replay", type=int, default=4, help="gradient steps on remembered states after each (default 4)")
+    online.add_argument("--replay-gib", type=float, default=1.0, help="memory for them (default 1)")
+    add_temperature(online)
+    add_ray(online)
+    add_template(parser)
+    parser.add_argument("--out", required=True, help="folder of the reward model")
+    add_source(parser)
+    add_layers(parser, None, "the last two, or what the features hold")
+    parser.add_argument("--position", choices=("generating", "token"), help="default: generating, or what the features hold")
+    parser.add_argument("--region", default="response", help=REGION_HELP)
+    parser.add_argument("--no-gate", action="store_true", help="plain mean instead of the gated mean")
+    losses = ("bce", "hinge", "dpo", "infonca", "nca")
+    parser.add_argument("--loss", choices=losses, help="default bce; dpo with --pairs or --source top_logprobs")
+    parser.add_argument("--bank", metavar="JSON", help=BANK_HELP)
+    parser.add_argument("--standardise", default="feature", choices=("feature", "layer", "none"), help="default: feature")
+    parser.add_argument("--balance", default="response", choices=("response", "question"), help="what weighs alike in the loss")
+    parser.add_argument("--centre", action="store_true", help="take each question's mean from its states")
+    parser.add_argument("--ensemble", type=int, default=1, help="heads in the reward model (default 1)")
+    parser.add_argument("--pessimism", type=float, default=0.0, help="of an ensemble: deviations to subtract (default 0)")
+    parser.add_argument(
+        "--prefixes", type=float, default=0.0, help="share of the loss over unfinished responses, to guide pruning"
+    )
+    parser.add_argument(
+        "--label-curve", metavar="FILE", type=path, help="also train on fewer questions and write what each number gives (JSON)"
+    )
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--validation", type=float, default=0.2, help="share of questions held out (default 0.2)")
+    parser.add_argument("--calibration", default="platt", choices=("platt", "temperature", "isotonic"))
+    parser.add_argument("--batch-size", type=int, default=32, help="responses per forward pass (default 32)")
+    parser.add_argument("--max-gib", type=float, help="memory for the states (default: half of what is free)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-bad-lines", action="store_true", help="count invalid lines instead of stopping")
+    parser.set_defaults(usual={action.dest: action.default for action in parser._actions})
 
-    judged: Sequence[Judged]
-    facts: Mapping[str, Any]
-    curve: Callable[[HeadPlan], dict[str, Any]] | None = None
+
+def resumes(args: Namespace) -> bool:
+    """Tell whether a run that was stopped goes on when it is started again."""
+    return bool(args.online and args.save_rollouts)
 
 
-def train(args: Namespace) -> Result:
+def run(args: Namespace) -> Result:
     """Train a bank of heads (often of one), save the best and report them all."""
+    from swift_rm.cli.train_options import check_source
+    from swift_rm.cli.train_sources import from_features, from_pairs, from_rollouts, from_sampling
+    from swift_rm.reward.reward_model import check_folder
+    from swift_rm.training.head_validation import best_of
+
     check_folder(args.out)
     given = [name for name in SOURCES if getattr(args, name)]
     if len(given) != 1:
@@ -63,7 +108,7 @@ def train(args: Namespace) -> Result:
     _refuse_ignored(args, given[0])
     check_source(args, given[0])
     ways: dict[str, Callable[[Namespace], Trained]] = {
-        "rollouts": _from_rollouts, "pairs": _from_pairs, "features": _from_features, "online": _from_sampling,
+        "rollouts": from_rollouts, "pairs": from_pairs, "features": from_features, "online": from_sampling,
     }  # fmt: skip
     if args.label_curve:
         check_writable(args.label_curve, [*(args.rollouts or ()), *(args.pairs or ())])
@@ -106,146 +151,3 @@ def heads_table(judged: Sequence[Judged]) -> str:
     ]
     title = f"{'head':{width}}  AUROC within questions  parameters"
     return "\n".join([title, "-" * len(title), *lines])
-
-
-def plans_of(args: Namespace, config: SwiftConfig, every: tuple[int, ...]) -> list[HeadPlan]:
-    """Return the heads that the options and ``--bank`` ask for; ``every`` are the layers that there are to read."""
-    ranks = args.pairs or config.source == "top_logprobs"  # log-probabilities say less of a question than of its responses
-    settings = FitSettings(
-        args.loss or ("dpo" if ranks else "bce"), lr=args.lr, epochs=args.epochs, validation=args.validation, seed=args.seed,
-        calibration=args.calibration, prefixes=args.prefixes, standardise=args.standardise, balance=args.balance,
-        centre=args.centre, ensemble=args.ensemble, pessimism=args.pessimism,
-    )  # fmt: skip
-    try:
-        choices = json.loads(args.bank) if args.bank else {}
-    except ValueError as error:
-        raise ValueError(f"--bank must be a JSON object of lists, got {args.bank!r}: {error}") from error
-    if not isinstance(choices, dict):
-        raise ValueError(f"--bank must be a JSON object of lists, got {args.bank!r}")
-    if isinstance(choices.get("layers"), list):
-        choices["layers"] = [_layers(one, every) for one in choices["layers"]]
-    return plan_grid(config, settings, **choices)
-
-
-def _layers(value: Any, known: tuple[int, ...]) -> Any:
-    if value == "all":
-        return known
-    return parse_layers(value, None) if isinstance(value, str) else value
-
-
-def _plans_for(args: Namespace, model: Any) -> list[HeadPlan]:
-    """Return the heads for a language model, or, where it is None, for what records hold."""
-    from swift_rm.models.model_shape import model_shape
-
-    return plans_of(args, config_of(args, model), () if model is None else tuple(range(model_shape(model).layers + 1)))
-
-
-def _from_rollouts(args: Namespace) -> Trained:
-    rollouts = read_rollout_files(args)
-    model, tokenizer = load(args) if args.model is not None else (None, None)
-    return _fit(args, model, tokenizer, rollouts)
-
-
-def _from_pairs(args: Namespace) -> Trained:
-    from collections import Counter
-
-    from swift_rm.records.preference_pairs import pairs_to_rollouts, read_pairs
-
-    skipped: Counter[str] = Counter()
-    pairs = [pair for path in args.pairs for pair in read_pairs(path, skip_bad_lines=args.skip_bad_lines, skipped=skipped)]
-    model, tokenizer = load(args)
-    rollouts = pairs_to_rollouts(
-        tokenizer, pairs, args.chat_template_kwargs, model=model, skip_bad_lines=args.skip_bad_lines, skipped=skipped
-    )
-    trained = _fit(args, model, tokenizer, rollouts)
-    facts = {"pairs": len(pairs), **trained.facts, **{f"skipped_{what}": count for what, count in skipped.items()}}
-    return trained._replace(facts=facts)
-
-
-def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> Trained:
-    from swift_rm.models.generation_config import own_ends, says_nothing
-    from swift_rm.reward.recorded_logprobs import is_empty
-    from swift_rm.training.fit import describe_plans, read_rollouts_for
-
-    graded = [rollout for rollout in rollouts if rollout.label is not None]
-    facts = {"ungraded_responses": len(rollouts) - len(graded)}
-    if args.source == "top_logprobs":
-        ends = None if model is None else own_ends(model)
-        spoken = [one for one in graded if not (is_empty(one) if ends is None else says_nothing(ends, one.response_ids))]
-        facts["empty_responses"], graded = len(graded) - len(spoken), spoken
-    facts = {what: count for what, count in facts.items() if count}
-    plans = describe_plans(_plans_for(args, model), model, tokenizer, graded)
-    features = read_rollouts_for(
-        plans, model, tokenizer, graded, forward_batch_size=args.batch_size,
-        max_bytes=int(args.max_gib * 2**30) if args.max_gib else None, progress=watched(),
-    )  # fmt: skip
-    return _fit_states(args, features, plans, bank_layers(plans), bank_views(plans), facts, [one.answer for one in graded])
-
-
-def _fit_states(
-    args: Namespace,
-    source: FeatureSource,
-    plans: Sequence[HeadPlan],
-    layers: Sequence[int],
-    views: Sequence[View],
-    facts: Mapping[str, Any],
-    answers: Sequence[str | None] | None = None,
-) -> Trained:
-    from swift_rm.training.fit import fit_bank
-    from swift_rm.training.label_curve import label_counts, label_curve
-
-    curve = None
-    if args.label_curve:
-        label_counts(source, plans[0])  # refuses too few questions before the heads are trained
-        curve = partial(label_curve, source, layers=layers, views=views, answers=answers, progress=watched())
-    return Trained(fit_bank(source, plans, layers, views, progress=watched()), facts, curve)
-
-
-def _from_features(args: Namespace) -> Trained:
-    from swift_rm.features.store import FeatureStore
-
-    key = FeatureStore(args.features, verify=False).key
-    config = key.config(args.position, args.region, gate=not args.no_gate)
-    if args.layers not in (None, "all"):
-        config = replace(config, layers=parse_layers(args.layers, None))
-    plans = [replace(plan, config=plan.config.for_base(key.base_layers)) for plan in plans_of(args, config, key.layers)]
-    views = bank_views(plans)
-    store = FeatureStore(args.features, views, _tokenizer(args, key, views))
-    facts = {"shards": len(store), **({"ungraded_responses": store.ungraded} if store.ungraded else {})}
-    return _fit_states(args, store, plans, key.layers, views, facts)
-
-
-def _tokenizer(args: Namespace, key: FeatureKey, views: Sequence[View]) -> Any:
-    """Return the tokenizer of ``--model``, which finds the markers of regions, if it is the one that sampled the features."""
-    if args.model is None:
-        marked = [region for _, region in views if region != "response"]
-        if marked:
-            raise ValueError(f"the region {marked[0]!r} needs the tokenizer: give --model, of which nothing else is loaded")
-        return None
-    from transformers import AutoTokenizer
-
-    from swift_rm.models.load import resolve
-    from swift_rm.reward.identity import fingerprint
-
-    tokenizer = AutoTokenizer.from_pretrained(resolve(args.model), revision=args.revision)
-    if fingerprint(tokenizer) != key.fingerprint:
-        raise ValueError(
-            f"{args.features} was sampled by {key.base_model}, whose vocabulary and chat template have fingerprint "
-            f"{key.fingerprint}, but those of {args.model} have {fingerprint(tokenizer)}"
-        )
-    return tokenizer
-
-
-def _from_sampling(args: Namespace) -> Trained:
-    from swift_rm.training.fit_while_sampling import fit_online
-
-    if args.task is None:
-        raise ValueError("--online needs the questions: --task")
-    with open_model(args) as (model, tokenizer, workers), open_task_of(args, tokenizer) as (questions, grade):
-        done = fit_online(
-            model, tokenizer, questions, _plans_for(args, model), args.n, grade=grade, out=args.save_rollouts,
-            replay=args.replay, replay_bytes=int(args.replay_gib * 2**30), batch_size=args.questions_per_batch, seed=args.seed,
-            grade_timeout=args.grade_timeout, max_new_tokens=args.max_new_tokens, progress=watched(),
-            chat_template_kwargs=args.chat_template_kwargs, workers=workers, **sampling_of(args),
-        )  # fmt: skip
-    return Trained(done.judged, done.facts)

@@ -19,6 +19,8 @@ from swift_rm.reward.config import SwiftConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from swift_rm.reward.reward_model import SwiftRewardModel
+
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of the vocabulary and the chat template, 16 hex digits."""
@@ -105,3 +107,13 @@ def warn_of_others(rollouts: Sequence[Rollout], name: str, which: str, *, stackl
 
 def _hub_id(name: str | None) -> bool:
     return name is not None and name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def weights_fingerprint(rm: SwiftRewardModel) -> str:
+    """Return a hash of what a reward model computes: a folder of the same name may hold another one."""
+    several = ("heads", "pessimism") if rm.config.heads > 1 else ()
+    config = {key: getattr(rm.config, key) for key in ("layers", "position", "region", "gate", "calibration", *several)}
+    content = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, value in sorted(rm.state_dict().items()):
+        content.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]

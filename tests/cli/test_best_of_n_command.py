@@ -11,8 +11,8 @@ import torch
 import swift_rm.models.load
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n
 from swift_rm.cli.main import main
-from swift_rm.cli.question_records import read_records
 from swift_rm.models.load import ASSETS, load_language_model
+from swift_rm.records.question_records import read_records
 from swift_rm.sampling.generation import seed_for
 from swift_rm.tasks.homework import HomeworkTask
 from tests.scoring.test_external import classifier

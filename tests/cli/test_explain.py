@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from swift_rm.cli.explain import read_questions
 from swift_rm.cli.main import main
+from swift_rm.records.answered_questions import read_answered_questions
 from swift_rm.report.candidate_view import view_candidate
 from swift_rm.scoring.token_scoring import ScoredTokens
 from tests.report.test_token_view import Page
@@ -89,7 +89,7 @@ def test_only_so_many_questions_and_candidates_are_shown_and_the_rest_is_counted
 
 def test_the_same_id_with_another_prompt_is_another_question(tmp_path):
     records = [{"question_id": "0", "prompt": prompt, "response": "x"} for prompt in ("1+1", "2+2", "1+1")]
-    questions = read_questions(write(tmp_path / "in.jsonl", *records))
+    questions = read_answered_questions(write(tmp_path / "in.jsonl", *records))
     assert [len(question.answered) for question in questions] == [2, 1]
 
 

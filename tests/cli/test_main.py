@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from swift_rm import SwiftRewardModel
-from swift_rm.cli.main import main
-from swift_rm.cli.shared import parse_layers
+from swift_rm.cli.loading import parse_layers
+from swift_rm.cli.main import COMMANDS, main, module_of
 from swift_rm.files.text import printable
 from swift_rm.models.load import ASSETS
+from tests.scripts import ROOT
 
 TINY = ["--model", "tiny-reasoner"]
 REWARD = ["--reward-model", "tiny-reasoner-reward"]
@@ -261,3 +262,15 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ, timeout=60)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+def test_every_command_is_a_module_with_what_main_needs():
+    """And every module that adds a command is found."""
+    room = ROOT / "swift_rm" / "cli"
+    adding = {path.stem for path in room.glob("*.py") if "\ndef add_parser(commands: Commands)" in path.read_text()}
+    steps = {"hipo_data", "hipo_sft", "hipo_train"}
+    assert adding - steps == {command.replace("-", "_") for command in COMMANDS}
+    for command in COMMANDS:
+        module = module_of(command)
+        assert callable(module.add_parser) and callable(module.run), command
+        assert callable(getattr(module, "resumes", bool))

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.cli.probe import read_states, run_probe
+from swift_rm.cli.probe import run_probe
 from swift_rm.evaluation.class_separation import separation
 from swift_rm.evaluation.gate_mass import KINDS, TENTHS, gate_mass, mass_of_gates, token_kinds
 from swift_rm.evaluation.layer_auroc import cross_validated, layer_auroc, mixed_questions, question_folds, within
+from swift_rm.evaluation.probed_states import read_states
 from swift_rm.evaluation.probing import format_probe, probe
 from swift_rm.evaluation.response_summaries import summarise
 from swift_rm.features.read_states import Features, extract_features
@@ -272,7 +273,7 @@ def test_states_read_in_parts_are_those_read_at_once(llama, tokenizer, make_roll
     rm = SwiftRewardModel(SwiftConfig(32, (3, 2)))
     torch.nn.init.normal_(rm.head.weight)
     whole, mass = read_states(llama, tokenizer, made, config, rm)
-    monkeypatch.setattr("swift_rm.cli.probe.PART_BYTES", 6 * 3 * 32 * 4 * 5)
+    monkeypatch.setattr("swift_rm.evaluation.probed_states.PART_BYTES", 6 * 3 * 32 * 4 * 5)
     parts, mass_again = read_states(llama, tokenizer, made, config, rm)
     assert np.allclose(whole.mean, parts.mean, atol=1e-5)
     assert np.allclose(whole.last, parts.last, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 from swift_rm import SwiftConfig, fit, sample, score
 from swift_rm.capture.state_recorder import Recording, StateRecorder
-from swift_rm.cli.probe import read_states
+from swift_rm.evaluation.probed_states import read_states
 from swift_rm.features.read_states import extract_features
 from swift_rm.features.record_features import record_features
 from swift_rm.features.store import FeatureStore

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.cli.check_engine import format_check, json_of
-from swift_rm.cli.engine_prompts import PROMPTS, prompts_of
+from swift_rm.cli.check_engine import PROMPTS, format_check, json_of, prompts_of
 from swift_rm.cli.main import main
 from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
 from swift_rm.models.load import load_language_model

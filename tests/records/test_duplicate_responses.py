@@ -3,7 +3,7 @@ from argparse import Namespace
 
 import pytest
 
-from swift_rm.cli.shared import read_rollout_files
+from swift_rm.cli.loading import read_rollout_files
 
 
 def write(path, *records):

@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.cli.question_records import Question
-from swift_rm.cli.shared import Result, count_samples, listing, open_task_of, watched
+from swift_rm.cli.loading import open_task_of
+from swift_rm.cli.output import Result, count_samples, listing, watched
+from swift_rm.records.question_records import QuestionRecord
 
 if TYPE_CHECKING:
     from swift_rm.api.best_of_n import ApiBestOfN
@@ -59,9 +60,8 @@ def sample_from_api(args: Namespace) -> Result:
 def answer_from_api(args: Namespace, records: Sequence[tuple[str, Mapping[str, Any]]]) -> Result:
     """Answer questions with the best of an endpoint's responses."""
     from swift_rm.api.best_of_n import ApiBestOfN
-    from swift_rm.cli.best_of_n import weights_fingerprint
     from swift_rm.models.load import resolve
-    from swift_rm.reward.identity import short_name
+    from swift_rm.reward.identity import short_name, weights_fingerprint
     from swift_rm.reward.reward_model import SwiftRewardModel
 
     questions = [_question(name, record) for name, record in records]
@@ -96,20 +96,20 @@ def _settings(args: Namespace) -> dict[str, Any]:
     return {**said, "extra_body": body}
 
 
-def _question(name: str, record: Mapping[str, Any]) -> Question:
+def _question(name: str, record: Mapping[str, Any]) -> QuestionRecord:
     """Turn a record into what the endpoint is asked; raise ValueError for one that has only token ids."""
     prompt, text = record.get("prompt"), record.get("question")
     if prompt is None and isinstance(text, str):
         prompt = [{"role": "user", "content": text}]
     if not prompt:
         raise ValueError(f"question {name!r} has no text or messages, and an API reads no token ids")
-    return Question(name, prompt, [])
+    return QuestionRecord(name, prompt, [])
 
 
-def _to_terminal(args: Namespace, api: ApiBestOfN, questions: Sequence[Question], decided_by: Mapping[str, Any]) -> Result:
+def _to_terminal(args: Namespace, api: ApiBestOfN, questions: Sequence[QuestionRecord], decided_by: Mapping[str, Any]) -> Result:
     """Answer typed questions; what is missing in the end is said after the answers."""
     from swift_rm.api.failures import ApiFailure
-    from swift_rm.cli.best_of_n import terminal_result
+    from swift_rm.cli.answers import terminal_result
 
     results: list[BestOfN] = []
     failed = _ask(api, questions, results.append)
@@ -121,9 +121,9 @@ def _to_terminal(args: Namespace, api: ApiBestOfN, questions: Sequence[Question]
     return replace(result, stopped=None if failed else result.stopped, failed=failed)
 
 
-def _to_file(args: Namespace, api: ApiBestOfN, questions: Sequence[Question], decided_by: Mapping[str, Any]) -> Result:
+def _to_file(args: Namespace, api: ApiBestOfN, questions: Sequence[QuestionRecord], decided_by: Mapping[str, Any]) -> Result:
     """Answer the questions of a file that the results do not hold yet, each written as it is done."""
-    from swift_rm.cli.best_of_n import STDOUT, file_result, record_of, stopped_sentence
+    from swift_rm.cli.answers import STDOUT, file_result, record_of, stopped_sentence
     from swift_rm.files.json_lines import json_line
     from swift_rm.files.jsonl_appender import LineAppender
     from swift_rm.records.resume_check import read_results
@@ -157,7 +157,7 @@ def _to_file(args: Namespace, api: ApiBestOfN, questions: Sequence[Question], de
     return Result("", None) if file is None else file_result(args, done, **api.usage.to_dict())
 
 
-def _ask(api: ApiBestOfN, questions: Sequence[Question], keep: Callable[[BestOfN], None]) -> str | None:
+def _ask(api: ApiBestOfN, questions: Sequence[QuestionRecord], keep: Callable[[BestOfN], None]) -> str | None:
     """Answer questions, each kept as soon as it is; return why some have no answer, if requests failed."""
     from swift_rm.api.failures import ApiFailure
     from swift_rm.api.request_scheduler import messages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from swift_rm.cli.shared import layers_of, parse_layers
+from swift_rm.cli.loading import layers_of, parse_layers
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.logprobs import MOST_ALTERNATIVES
 

@@ -1,16 +1,15 @@
-"""The questions of a JSONL file, or of the command line, for `swift-rm best-of-n`."""
+"""Questions to answer, read from JSONL: text, messages or token ids, with their ids."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
-class Question:
+class QuestionRecord:
     """One question: its id, its prompt as people read it (None if there are only ids), and what the model reads."""
 
     question_id: str
@@ -54,17 +53,3 @@ def _check_record(record: Mapping[str, Any]) -> None:
     if ids is None and prompt is None and not isinstance(question, str):
         raise ValueError(f"there is no 'question' or 'prompt' as text, and no 'prompt_ids'; it has {sorted(record)}")
     json.dumps([prompt, question], ensure_ascii=False).encode()  # half a surrogate pair is refused before work is lost
-
-
-def encode_question(name: str, record: Mapping[str, Any], model: Any, tokenizer: Any, args: Namespace) -> Question:
-    """Turn a record into what the model reads; raise ValueError that names the question if it cannot read it."""
-    from swift_rm.tokens.encoding import check_vocabulary, encode_prompt, vocabulary_size
-
-    prompt, ids = record.get("prompt"), record.get("prompt_ids")
-    if prompt is None and isinstance(text := record.get("question"), str):
-        prompt = text if args.raw or not tokenizer.chat_template else [{"role": "user", "content": text}]
-    ids = encode_prompt(tokenizer, ids or prompt or "", args.chat_template_kwargs)
-    if not ids:
-        raise ValueError(f"the prompt of question {name!r} is empty")
-    check_vocabulary(vocabulary_size(model), ids, f"the prompt of question {name!r}")
-    return Question(name, prompt, ids)
