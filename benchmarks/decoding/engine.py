@@ -22,7 +22,7 @@ from benchmarks.recorder import arguments, finish, paired_ratio
 from swift_rm import StreamingReward, SwiftConfig, SwiftRewardModel, best_of_n
 from swift_rm.capture.running_reward import RunningRewards
 from swift_rm.decoding.custom_generate import BestOfNDecoding
-from swift_rm.decoding.decoded_candidate import Limits
+from swift_rm.decoding.decoding_limits import DecodingLimits
 from swift_rm.decoding.loop import PromptBatch, Rows
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 from swift_rm.sampling.generation import left_padded
@@ -151,7 +151,7 @@ def overhead(
     ratios, medians, steps = [], [], []
     with torch.no_grad():
         for round_ in range(rounds + 1):
-            pair = [Rows(batch, rows, Limits()) for batch in (with_rewards, without)]
+            pair = [Rows(batch, rows, DecodingLimits()) for batch in (with_rewards, without)]
             times: list[tuple[float, float]] = []
             going = True
             while going:

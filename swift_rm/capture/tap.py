@@ -19,16 +19,16 @@ from torch.utils.hooks import RemovableHandle
 
 from swift_rm.capture import tap_refusals
 from swift_rm.capture.fed_tokens import FedTokens
-from swift_rm.capture.generate_listeners import Generate, Listening
+from swift_rm.capture.generate_listeners import Generate, GenerateListener
 from swift_rm.capture.step_order import out_of_step
 from swift_rm.files.tested_versions import check_transformers
 from swift_rm.models.generation_config import other_decoding
 from swift_rm.models.model_shape import ModelShape, find_decoder, model_shape
 from swift_rm.models.transformers_internals import find_cache, generates_its_own_way, runs_generate, undoes_steps
 
-__all__ = ["HiddenStateTap", "ModelShape", "States", "model_shape"]
+__all__ = ["HiddenStateTap", "LayerStates", "ModelShape", "model_shape"]
 
-States = dict[int, Tensor]  # {layer: [batch, tokens, d]}
+LayerStates = dict[int, Tensor]  # {layer: [batch, tokens, d]}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class HiddenStateTap:
         layers: Sequence[int] = (-4, -3, -2, -1),
         *,
         keep: bool = True,
-        on_forward: Callable[[States], None] | None = None,
+        on_forward: Callable[[LayerStates], None] | None = None,
     ) -> None:
         self.layers = tuple(layers)
         if not self.layers:
@@ -75,15 +75,15 @@ class HiddenStateTap:
         self._wanted = sorted(set(self._index.values()))
         self._keep, self._on_forward = keep, on_forward
         self._handles: list[RemovableHandle] = []
-        self._listening: Listening | None = None
+        self._listening: GenerateListener | None = None
         self._looks_outside = False  # whether the modules around the decoder have hooks that note its token ids
         self.clear()
 
     def clear(self) -> None:
         """Forget everything recorded, so that the next call may start anywhere: within a cache, with other rows."""
-        self._steps: list[States] = []
-        self._last: States | None = None
-        self._seen: States | None = None  # during a call: its states by index 0..L
+        self._steps: list[LayerStates] = []
+        self._last: LayerStates | None = None
+        self._seen: LayerStates | None = None  # during a call: its states by index 0..L
         self._past = 0  # tokens in the cache when that call began
         self._ids: dict[int, Tensor | None] = {}  # what modules on the way to the blocks were called with
         self._fed, self._fresh = FedTokens(), True  # whether the next call is the first of its sequence, or of `generate`
@@ -92,7 +92,7 @@ class HiddenStateTap:
         self._failure: str | None = None
 
     @property
-    def states(self) -> States:
+    def states(self) -> LayerStates:
         """The latest sequence's states, ``{layer: [batch, seq, d]}``: one forward call's, or all steps' joined.
 
         The last token that ``generate`` sampled is never fed back and has none; nor has what a cache held before.
@@ -110,7 +110,7 @@ class HiddenStateTap:
         return dict(self._steps[0])
 
     @property
-    def last(self) -> States:
+    def last(self) -> LayerStates:
         """The latest forward call's states, ``{layer: [batch, new tokens, d]}``; RuntimeError if there are none."""
         return dict(self._require_recorded())
 
@@ -145,7 +145,7 @@ class HiddenStateTap:
             elif index < len(blocks):
                 handles.append(blocks[index - 1].register_forward_hook(partial(self._block_output, index)))
         handles.append(owner.register_forward_hook(self._end))
-        self._listening = Listening(runs_generate(self._decoder.path), self._around_generate, innermost=True)
+        self._listening = GenerateListener(runs_generate(self._decoder.path), self._around_generate, innermost=True)
 
     def _detach(self) -> None:
         while self._handles:
@@ -244,7 +244,7 @@ class HiddenStateTap:
         self._fed.add(ids, rows)
         self.call = ForwardCall(self._past, new, rows, ids)
 
-    def _take(self, step: States) -> None:
+    def _take(self, step: LayerStates) -> None:
         """Keep one forward call's states, and hand them on."""
         if self._keep:
             self._steps.append(step)
@@ -256,7 +256,7 @@ class HiddenStateTap:
         self._failure, self._seen = str(reason), None
         raise reason if isinstance(reason, RuntimeError) else RuntimeError(reason)
 
-    def _require_recorded(self) -> States:
+    def _require_recorded(self) -> LayerStates:
         if self._failure is not None:
             raise RuntimeError(self._failure)
         if self._last is None:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from swift_rm.reward.identity import check_base_model
 from swift_rm.sampling.batch_runner import InProcess
 from swift_rm.scoring.score import reward_spreads, score_heads
-from swift_rm.scoring.teacher_forced_states import without_ends
+from swift_rm.scoring.teacher_forced_states import drop_end_tokens
 from swift_rm.scoring.token_scoring import read_tokens, token_columns
 from swift_rm.tokens.encoding import Encoded, encode
 from swift_rm.tokens.region import Flag
@@ -106,7 +106,7 @@ def _by_model(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored
     with open_model(args) as (model, tokenizer, workers):
         check_base_model(rm.config, model, tokenizer)
         encoded = encode(model, tokenizer, prompts, responses, rm.config.region, args.chat_template_kwargs)
-        encoded = without_ends(model, rm.config.source, encoded)
+        encoded = drop_end_tokens(model, rm.config.source, encoded)
         size = BATCHES_A_JOB * args.batch_size
         jobs = [encoded[start : start + size] for start in range(0, len(encoded), size)]
         runner = InProcess(model, tokenizer) if workers is None else workers

@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and back where it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

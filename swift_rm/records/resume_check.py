@@ -16,7 +16,7 @@ RESULT_KEYS = (
 )  # fmt: skip
 
 
-def checker(
+def resume_check(
     out: str | Path | None,
     asked: Sequence[Question],
     prompts: Sequence[Sequence[int]],

@@ -12,7 +12,7 @@ from swift_rm.records.rollouts import Rollout, iter_rollouts
 Key = tuple[str, Any]  # the question's id, and the response's number
 
 
-class KeptRollouts:
+class StoredRollouts:
     """The rollouts of the file ``path`` (None: of none), each passed to ``check`` once; the last of those with one key counts.
 
     Raises ValueError with file and line for a line that is none, and whatever ``check`` raises.

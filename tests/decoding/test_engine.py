@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from swift_rm import score
-from swift_rm.decoding.candidate_budget import Plan
-from swift_rm.decoding.engine import Asked, Engine
+from swift_rm.decoding.candidate_budget import CandidatePlan
+from swift_rm.decoding.engine import Engine, PromptState
 from swift_rm.decoding.pruning import Halving
 from swift_rm.sampling.generation import sampling_settings
 from tests.capture.test_streaming import make_rm
@@ -19,11 +19,11 @@ FREE = {"eos_token_id": None, "max_new_tokens": 8}  # no row ends before the oth
 
 def make_engine(model, tokenizer, rm=None, plan=None, prune=None, n=4, **settings):
     settings = sampling_settings(model, 4, n, settings.pop("max_new_tokens", 10), settings)
-    return Engine(model, tokenizer, rm or make_rm(), settings, plan or Plan(n, 1), prune)
+    return Engine(model, tokenizer, rm or make_rm(), settings, plan or CandidatePlan(n, 1), prune)
 
 
 def answer(engine, prompts=PROMPTS, seed=0, **settings):
-    asked = [Asked(prompt) for prompt in prompts]
+    asked = [PromptState(prompt) for prompt in prompts]
     return engine.answer(asked, seed, **settings), asked
 
 
@@ -54,14 +54,14 @@ class Forwards:
 
 
 @pytest.mark.parametrize("position", ["generating", "token"])
-@pytest.mark.parametrize("plan", [Plan(4, 4), Plan(4, 1, stop_at=1.0), Plan(4, 2, budget=10_000)])
+@pytest.mark.parametrize("plan", [CandidatePlan(4, 4), CandidatePlan(4, 1, stop_at=1.0), CandidatePlan(4, 2, budget=10_000)])
 def test_every_prompt_gets_n_candidates_and_is_read_once(llama, tokenizer, plan, position):
     rm, before = make_rm(position=position), dict(vars(llama))
     with Forwards(llama) as forwards:
         done, asked = answer(make_engine(llama, tokenizer, rm, plan), batch_size=2)
     assert done
     for one in asked:
-        assert (len(one.candidates), one.begun, one.ended) == (4, 4, "all")
+        assert (len(one.candidates), one.started, one.ended) == (4, 4, "all")
         assert one.tokens == sum(len(candidate.token_ids) for candidate in one.candidates)
     assert [call for call in forwards.calls if call[1] > 1] == [(2, 4), (2, 3), (1, 3)]
     fed = sum(rows for rows, width in forwards.calls if width == 1)
@@ -108,7 +108,7 @@ def test_a_question_stops_when_its_best_is_good_enough(llama, tokenizer):
     rm = make_rm()
     _, everything = answer(make_engine(llama, tokenizer, rm, n=12))
     best = sorted(max(rm.probability([c.reward for c in one.candidates]).tolist()) for one in everything)
-    plan = Plan(12, 2, stop_at=best[1])
+    plan = CandidatePlan(12, 2, stop_at=best[1])
     done, asked = answer(make_engine(llama, tokenizer, rm, plan))
     assert done
     for one in asked:
@@ -120,7 +120,7 @@ def test_a_question_stops_when_its_best_is_good_enough(llama, tokenizer):
 
 
 def test_a_budget_is_spent_and_passed_by_no_more_than_a_step(llama, tokenizer):
-    done, asked = answer(make_engine(llama, tokenizer, plan=Plan(16, 2, budget=150), **FREE))
+    done, asked = answer(make_engine(llama, tokenizer, plan=CandidatePlan(16, 2, budget=150), **FREE))
     assert done
     assert sum(one.tokens for one in asked) == 144, "no more waves of eight tokens a candidate fit in"
     assert all(len(one.candidates) >= 2 for one in asked)
@@ -213,13 +213,13 @@ def test_an_interrupt_at_any_time_keeps_what_had_finished(llama, tokenizer, call
         if len(forwards.calls) == call:
             raise KeyboardInterrupt
 
-    plan = Plan(4, 2, stop_at=1.0)
+    plan = CandidatePlan(4, 2, stop_at=1.0)
     with Forwards(llama, fail) as forwards:
         done, asked = answer(make_engine(llama, tokenizer, rm, plan), batch_size=3)
     assert not done
     for one in asked:
         assert one.ended == "interrupted"
-        assert len(one.candidates) <= one.begun
+        assert len(one.candidates) <= one.started
         assert one.tokens == sum(len(candidate.token_ids) for candidate in one.candidates)
     if call > 20:
         assert any(one.candidates for one in asked)
@@ -235,7 +235,7 @@ def test_broken_candidates_neither_prune_nor_end_a_question(llama, tokenizer):
             scores[(input_ids[:, :4] == torch.tensor(PROMPTS[0])).all(dim=1)] = math.nan
         return scores
 
-    plan = Plan(4, 2, stop_at=0.5)
+    plan = CandidatePlan(4, 2, stop_at=0.5)
     _, asked = answer(make_engine(llama, tokenizer, plan=plan, prune=Halving(min_tokens=4), logits_processor=[processor], **FREE))
     assert {candidate.finish_reason for candidate in asked[0].candidates} == {"not_finite"}
     assert (len(asked[0].candidates), asked[0].ended) == (4, "all")
@@ -244,7 +244,7 @@ def test_broken_candidates_neither_prune_nor_end_a_question(llama, tokenizer):
 
 def test_watchers_see_every_wave(llama, tokenizer):
     seen = []
-    answer(make_engine(llama, tokenizer, plan=Plan(4, 2, stop_at=1.0), **FREE), watch=lambda look: seen.append(look()))
+    answer(make_engine(llama, tokenizer, plan=CandidatePlan(4, 2, stop_at=1.0), **FREE), on_step=lambda look: seen.append(look()))
     assert [len(step.token_ids[0]) for step in seen] == [*range(1, 8)] * 2
     assert all(step.prompts == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] for step in seen)
 
@@ -267,11 +267,11 @@ def test_stop_strings_of_the_model_and_of_the_call(llama, tokenizer, monkeypatch
 
 def test_candidates_that_are_unfinished_when_the_budget_is_spent_are_dropped(llama, tokenizer):
     @dataclass(frozen=True)
-    class Careless(Plan):
+    class Careless(CandidatePlan):
         """Hand out two candidates a question, and then far more than the budget has room for."""
 
         def next_wave(self, sampled):
-            counts = {0: 2, 2: 10}.get(sampled[0].begun, 0)
+            counts = {0: 2, 2: 10}.get(sampled[0].started, 0)
             return [counts] * len(sampled), [None if counts else "budget"] * len(sampled)
 
     done, asked = answer(make_engine(llama, tokenizer, plan=Careless(16, 2, budget=90), **FREE))

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicLayer
 
 from swift_rm import score
 from swift_rm.capture.running_reward import RunningRewards
-from swift_rm.decoding.decoded_candidate import Limits
+from swift_rm.decoding.decoding_limits import DecodingLimits
 from swift_rm.decoding.loop import PromptBatch
 from tests.capture.test_streaming import batch, make_rm
 from tests.capture.test_tap import hooks
@@ -281,11 +281,11 @@ def test_an_interrupt_leaves_what_had_finished(llama, monkeypatch, where, positi
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_a_limit_of_tokens_drops_what_is_unfinished(llama, position):
     prompts = read(llama, make_rm(position=position), eos_token_id=None)
-    decoding = prompts.decode([0, 1, 2], Limits(tokens=7))
+    decoding = prompts.decode([0, 1, 2], DecodingLimits(tokens=7))
     assert decoding.tokens == 9
     assert [one.finish_reason for one in decoding.candidates] == ["budget"] * 3
     assert all(math.isfinite(one.reward) and one.flag is None and not one.complete for one in decoding.candidates)
-    at_once = prompts.decode([0, 1], Limits(tokens=1)).candidates
+    at_once = prompts.decode([0, 1], DecodingLimits(tokens=1)).candidates
     assert [(one.finish_reason, one.flag, len(one.token_ids)) for one in at_once] == [("budget", None, 1)] * 2
     assert all(math.isnan(one.reward) == (position == "token") for one in at_once), "its only state was not read"
 
@@ -311,7 +311,7 @@ def test_pruning_rules_are_asked_with_the_rewards_so_far(llama, position):
     rm, rule = make_rm(position=position), Asking(4, drop=(0,))
     spoil = spoil_at(1, math.nan, batch(llama, Ids(), LENGTHS)["input_ids"][1])
     prompts = read(llama, rm, eos_token_id=None, max_new_tokens=8, logits_processor=[spoil])
-    decoding = prompts.decode([0, 0, 1, 0], Limits(prune=rule, earlier={0: [1.5]}))
+    decoding = prompts.decode([0, 0, 1, 0], DecodingLimits(prune=rule, earlier={0: [1.5]}))
     assert [one.finish_reason for one in decoding.candidates] == ["pruned", "length", "not_finite", "length"]
     ((tokens, rewards, finished, pruned),) = rule.asked
     assert (tokens, finished, pruned) == (4, [1.5], 0)
@@ -334,7 +334,7 @@ def test_a_row_whose_logits_break_weighs_nothing_with_its_siblings(llama, positi
         return scores
 
     prompts = read(llama, make_rm(position=position), eos_token_id=None, max_new_tokens=5, logits_processor=[spoil_the_first])
-    decoding = prompts.decode([0, 0, 0], Limits(prune=rule))
+    decoding = prompts.decode([0, 0, 0], DecodingLimits(prune=rule))
     assert last == [3]
     assert [one.finish_reason for one in decoding.candidates] == ["not_finite", "length", "length"]
     ((_, rewards, finished, pruned),) = rule.asked
@@ -363,7 +363,7 @@ def test_criteria_of_the_user_end_single_rows(llama):
 
 def test_watchers_see_the_rows_after_each_token(llama):
     seen = []
-    decoding = read(llama, make_rm()).decode([2, 0, 2], watch=lambda look: seen.append(look()))
+    decoding = read(llama, make_rm()).decode([2, 0, 2], on_step=lambda look: seen.append(look()))
     lengths = [len(one.token_ids) for one in decoding.candidates]
     assert len(seen) == max(lengths) - 1, "nothing is there to see once the last row has left"
     for number, step in enumerate(seen, start=1):

@@ -13,7 +13,7 @@ from swift_rm.reward.identity import describe_base
 from swift_rm.reward.logprob_features import LogprobFeatures, feature_names, response_features
 from swift_rm.reward.logprobs import logprobs_of
 from swift_rm.scoring.score import score_encoded, score_rollouts
-from swift_rm.scoring.teacher_forced_states import packed_features, without_ends
+from swift_rm.scoring.teacher_forced_states import drop_end_tokens, packed_features
 from swift_rm.scoring.token_scoring import score_tokens
 from swift_rm.tokens.encoding import encode
 from tests.capture.test_streaming import MARKER, EndAfter, Script, batch, cut, make_rm
@@ -114,7 +114,7 @@ def test_log_probabilities_are_made_of_some_tokens_at_a_time(model, monkeypatch)
         lambda logits, *rest: sizes.append(len(logits)) or logprobs_of(logits, *rest),
     )
     config = CONFIGS["top 3"]
-    encoded = without_ends(model, config.source, encode(model, None, [*PROMPTS, [5]], [*RESPONSES, [END]], "response"))
+    encoded = drop_end_tokens(model, config.source, encode(model, None, [*PROMPTS, [5]], [*RESPONSES, [END]], "response"))
     (packed,) = packed_features(model, config, encoded)
     assert packed.offsets.tolist() == [0, 5, 7, 8, 8] and sizes == [2, 2, 2, 2]
     torch.testing.assert_close(packed.layers[0][5:7], features_by_hand(model, config, PROMPTS[0], RESPONSES[0]))

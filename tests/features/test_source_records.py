@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, fit, sample, score
-from swift_rm.capture.state_recorder import Recording, StateRecorder
+from swift_rm.capture.state_recorder import RecordingSpec, StateRecorder
 from swift_rm.cli.probe import read_states
 from swift_rm.features.read_states import extract_features
 from swift_rm.features.record_features import record_features
@@ -75,10 +75,10 @@ def test_another_number_of_alternatives_is_another_setting(llama, tokenizer, tmp
 
 
 def test_logits_recorded_while_sampling_are_those_of_a_second_pass(llama, tokenizer, logits):
-    batches = sample_batches(llama, tokenizer, questions(3), 2, record=Recording.of(logits), batch_size=2, max_new_tokens=7)
+    batches = sample_batches(llama, tokenizer, questions(3), 2, record=RecordingSpec.of(logits), batch_size=2, max_new_tokens=7)
     for batch in batches:
         prompts, responses = ([getattr(one, name) for one in batch.rollouts] for name in ("prompt_ids", "response_ids"))
-        again, offsets = read_again(llama, Recording.of(logits), prompts, responses)
+        again, offsets = read_again(llama, RecordingSpec.of(logits), prompts, responses)
         assert torch.equal(batch.offsets, offsets)
         assert batch.states.shape == (int(offsets[-1]), len(tokenizer))
         torch.testing.assert_close(batch.states, again, atol=1e-4, rtol=1e-4)
@@ -110,7 +110,7 @@ def test_what_cannot_be_recorded_is_refused_by_name(llama):
     with pytest.raises(ValueError, match="'top_logprobs' is not recorded as states"):
         StateRecorder(llama, (-1,), source="top_logprobs")
     with pytest.raises(ValueError, match=r"the source 'logits' cannot be recorded at the positions \('token',\)"):
-        Recording((-1,), ("token",), "logits")
+        RecordingSpec((-1,), ("token",), "logits")
     with pytest.raises(ValueError, match=r"after the last layer, -1, not after the layers \(0,\)"):
         StateRecorder(llama, (0,), source="logits")
 
