@@ -9,7 +9,6 @@ dtype, and in the autograd graph if there is one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from swift_rm.capture import tap_refusals
 from swift_rm.capture.fed_tokens import FedTokens
+from swift_rm.capture.forward_call import ForwardCall, InputIds
 from swift_rm.capture.generate_listeners import Generate, GenerateListener
 from swift_rm.capture.step_order import out_of_step
 from swift_rm.files.tested_versions import check_transformers
@@ -29,16 +29,6 @@ from swift_rm.models.transformers_internals import find_cache, generates_its_own
 __all__ = ["HiddenStateTap", "LayerStates", "ModelShape", "model_shape"]
 
 LayerStates = dict[int, Tensor]  # {layer: [batch, tokens, d]}
-
-
-@dataclass(frozen=True)
-class ForwardCall:
-    """One forward call: tokens in its cache before it, new tokens a row, rows, and ``ids [rows, new]`` (None: not seen)."""
-
-    past: int
-    new: int
-    rows: int
-    ids: Tensor | None
 
 
 class HiddenStateTap:
@@ -76,7 +66,7 @@ class HiddenStateTap:
         self._keep, self._on_forward = keep, on_forward
         self._handles: list[RemovableHandle] = []
         self._listening: GenerateListener | None = None
-        self._looks_outside = False  # whether the modules around the decoder have hooks that note its token ids
+        self._ids = InputIds(self._decoder.path, self._handles)
         self.clear()
 
     def clear(self) -> None:
@@ -85,7 +75,7 @@ class HiddenStateTap:
         self._last: LayerStates | None = None
         self._seen: LayerStates | None = None  # during a call: its states by index 0..L
         self._past = 0  # tokens in the cache when that call began
-        self._ids: dict[int, Tensor | None] = {}  # what modules on the way to the blocks were called with
+        self._ids.forget()
         self._fed, self._fresh = FedTokens(), True  # whether the next call is the first of its sequence, or of `generate`
         self.call: ForwardCall | None = None  # the latest one
         self._expected: int | None = None  # tokens in the cache when the next one begins, if it continues the sequence
@@ -153,7 +143,8 @@ class HiddenStateTap:
         if self._listening is not None:
             self._listening.stop()
             self._listening = None  # it holds this tap, whose states are to go with it
-        self._seen, self._looks_outside = None, False
+        self._ids.stop_looking()
+        self._seen = None
 
     def _around_generate(self, generate: Generate, args: Sequence[Any], settings: dict[str, Any]) -> Any:
         """Run `generate`, and hold what came out against what the model was fed, where rows go on one by one."""
@@ -170,21 +161,8 @@ class HiddenStateTap:
                 self._fail(out_of_step(type(self).__name__, reason))
         return out
 
-    def _note_ids(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._ids[place] = _ids_among(args, kwargs)
-
-    def _look_for_ids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the ids of this call; where it has none, being given embeddings, look for them further out from now on."""
-        owner = len(self._decoder.path) - 1
-        self._ids[owner] = _ids_among(args, kwargs)
-        if self._ids[owner] is None and not self._looks_outside:
-            self._looks_outside = True
-            for place, module in enumerate(self._decoder.path[:-1]):
-                note = partial(self._note_ids, place)
-                self._handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._look_for_ids(args, kwargs)
+        self._ids.look(args, kwargs)
         cache = find_cache((*kwargs.values(), *args))
         first = self._expected is None
         reason = self._unreadable(cache, kwargs) if first else None
@@ -234,10 +212,8 @@ class HiddenStateTap:
         self._take(step)
 
     def _count(self, rows: int, new: int) -> None:
-        """Take note of a forward call's tokens: by the ids of the module nearest to the blocks that was given any."""
-        told = (self._ids.get(place) for place in reversed(range(len(self._decoder.path))))
-        ids = next((ids for ids in told if ids is not None and ids.shape == (rows, new)), None)
-        self._ids = {}
+        """Take note of a forward call's tokens."""
+        ids = self._ids.take(rows, new)
         if self._past == 0 or self._fresh:
             self._fed.begin(self._past)
         self._fresh = False
@@ -263,12 +239,6 @@ class HiddenStateTap:
             missing = "no forward call of the model was seen to its end: make it inside the with block"
             raise RuntimeError(missing if self._keep else "with keep=False nothing is stored: use on_forward")
         return self._last
-
-
-def _ids_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Return the token ids ``[rows, new]`` that a module is called with, or None."""
-    told = kwargs.get("input_ids", args[0] if args else None)
-    return told if isinstance(told, Tensor) and told.dim() == 2 and not told.is_floating_point() else None
 
 
 def _prompt_width(settings: Mapping[str, Any]) -> int | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from swift_rm.capture.logits_tap import open_tap
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.capture.step_order import out_of_step
 from swift_rm.models.eval_mode import in_eval_mode
 from swift_rm.models.generation_config import model_end_tokens
@@ -23,7 +24,6 @@ from swift_rm.tokens.region import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from swift_rm.capture.state_recorder import RecordingSpec
 
 # Of the logits of one forward pass, in float32, the dtype in which log-probabilities are made: a vocabulary of 150,000 is as
 # wide as 40 hidden states, so that a batch that is right for states would need tens of gigabytes.
