@@ -15,8 +15,7 @@ from swift_rm.api.failures import ApiFailure, Hopeless
 from swift_rm.api.reply import Answered
 from swift_rm.api.request_scheduler import Drawing, Wanted, request_of
 from swift_rm.files.jsonl_appender import LineAppender
-from swift_rm.records.resume_check import resume_check
-from swift_rm.records.rollout_index import StoredRollouts
+from swift_rm.records.resume import StoredRollouts, resume_check
 from swift_rm.records.rollouts import Prompt, Rollout
 from swift_rm.reward.logprobs import MOST_ALTERNATIVES
 from swift_rm.sampling.guarded_grader import DEFAULT_TIMEOUT_S, Graded, Grader, GradeTally, GuardedGrader, grade_all

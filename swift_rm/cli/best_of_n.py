@@ -190,7 +190,7 @@ def _to_file(args: Namespace, answering: Answering, questions: Sequence[Question
     from tqdm.auto import tqdm
 
     from swift_rm.files.jsonl_appender import LineAppender
-    from swift_rm.records.resume_check import read_results
+    from swift_rm.records.resume import read_results
     from swift_rm.sampling.generation import seed_for
 
     asked = {question.question_id: (question.prompt, question.prompt_ids) for question in questions}
@@ -265,7 +265,7 @@ def _final(batch: Sequence[Question], results: Sequence[BestOfN], budgeted: bool
 
 def record_of(question: Question, result: BestOfN, decided_by: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result as its record."""
-    from swift_rm.records.resume_check import RESULT_KEYS
+    from swift_rm.records.resume import RESULT_KEYS
 
     known = {**asdict(result), **vars(question), **decided_by}
     return {key: finite(known[key]) for key in RESULT_KEYS}

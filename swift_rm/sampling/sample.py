@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 
 from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.files.jsonl_appender import LineAppender
-from swift_rm.records.resume_check import first_limit, resume_check
-from swift_rm.records.rollout_index import Key, StoredRollouts
+from swift_rm.records.resume import Key, StoredRollouts, first_limit, resume_check
 from swift_rm.records.rollouts import Prompt, Rollout
 from swift_rm.reward.identity import model_identity
 from swift_rm.reward.logprobs import MOST_ALTERNATIVES

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from swift_rm.records.rollout_index import StoredRollouts
+from swift_rm.records.resume import StoredRollouts
 from swift_rm.records.rollouts import Rollout
 
 
