@@ -10,7 +10,7 @@ import torch
 
 from swift_rm import HiddenStateTap, StreamingReward
 from swift_rm.capture.generate_listeners import GenerateListener, named
-from tests.capture.test_streaming import make_rm
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])

@@ -11,7 +11,7 @@ from swift_rm.sampling.generation import generate_responses
 from swift_rm.sampling.sample import SampledBatch, sample_batches
 from swift_rm.scoring.teacher_forced_states import read_again
 from swift_rm.tasks.homework import HomeworkTask
-from tests.capture.test_tap import hooks
+from tests.generate_calls import hooks
 from tests.tiny_models import tiny_model
 
 GENERATING, TOKEN, BOTH = ("generating",), ("token",), ("generating", "token")

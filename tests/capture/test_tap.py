@@ -6,27 +6,10 @@ import pytest
 import torch
 
 from swift_rm.capture.tap import HiddenStateTap, LayerStates
-from tests.tiny_models import ARCHITECTURES, HIDDEN, LAYERS, VOCAB, tiny_model
+from tests.generate_calls import NEW, greedy, hooks, padded_batch
+from tests.tiny_models import ARCHITECTURES, HIDDEN, LAYERS, tiny_model
 
 ALL = tuple(range(-LAYERS - 1, LAYERS + 1))
-NEW = 5
-
-
-def padded_batch(rows: tuple[int, ...] = (9, 5), seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB, (len(rows), max(rows)), generator=generator)
-    mask = (torch.arange(max(rows)) >= max(rows) - torch.tensor(rows)[:, None]).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def greedy(model: Any, batch: dict[str, torch.Tensor], **settings: Any) -> Any:
-    return model.generate(**batch, **{"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, **settings})
-
-
-def hooks(model: Any) -> int:
-    """Count the hooks of taps: transformers leaves some of its own once it was asked for output_hidden_states."""
-    found = [hook for part in model.modules() for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
-    return sum(isinstance(getattr(getattr(hook, "func", hook), "__self__", None), HiddenStateTap) for hook in found)
 
 
 def assert_equal(got: LayerStates, expected: Any) -> None:

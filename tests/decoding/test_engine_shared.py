@@ -10,8 +10,8 @@ from swift_rm.cli.candidate_table import LiveTable
 from swift_rm.decoding.candidate_budget import CandidatePlan, QuestionProgress
 from swift_rm.decoding.decoded_candidate import Step
 from swift_rm.decoding.engine import OutOfMemory, PromptState
-from tests.capture.test_streaming import make_rm
-from tests.decoding.test_engine import FREE, PROMPTS, Forwards, answer, check_rewards, make_engine
+from tests.decoding.engines import ENDLESS, PROMPTS, Forwards, answer, check_rewards, make_engine
+from tests.reward_models import make_rm
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 8}
 
@@ -100,7 +100,7 @@ def test_decoding_ends_at_once_when_nobody_waits(llama, tokenizer):
             one.cancelled = True
 
     with Forwards(llama) as forwards:
-        run(make_engine(llama, tokenizer, **FREE), asked, on_step=cancel, batch_size=3)
+        run(make_engine(llama, tokenizer, **ENDLESS), asked, on_step=cancel, batch_size=3)
     assert len([1 for _, width in forwards.calls if width == 1]) == 1, "and the second batch is not begun"
     assert {one.ended for one in asked} == {"cancelled"}
     assert [len(one.candidates) for one in asked] == [4, 4, 4, 0, 0]
@@ -112,7 +112,7 @@ def test_a_wave_that_nobody_waits_for_is_not_begun(llama, tokenizer):
     def watch(look):
         asked[0].cancelled = True
 
-    run(make_engine(llama, tokenizer, plan=CandidatePlan(6, 2, stop_at=1.0), **FREE), asked, on_step=watch)
+    run(make_engine(llama, tokenizer, plan=CandidatePlan(6, 2, stop_at=1.0), **ENDLESS), asked, on_step=watch)
     assert [(one.started, one.ended) for one in asked] == [(2, "cancelled"), (6, "all")]
 
 
@@ -123,7 +123,7 @@ def test_a_cancelled_candidate_without_a_reward_is_no_broken_one(llama, tokenize
         asked[0].cancelled = True
         return scores
 
-    run(make_engine(llama, tokenizer, make_rm(position="token"), n=2, logits_processor=[cancel], **FREE), asked)
+    run(make_engine(llama, tokenizer, make_rm(position="token"), n=2, logits_processor=[cancel], **ENDLESS), asked)
     first = asked[0].candidates[0]
     assert (first.finish_reason, first.flag, len(first.token_ids)) == ("cancelled", None, 1)
     assert math.isnan(first.reward)
@@ -137,7 +137,7 @@ def test_watchers_and_listeners_know_prompts_by_their_numbers(llama, tokenizer, 
         if width == 1 and rows > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine, seen, left = make_engine(llama, tokenizer, n=2, **FREE), [], []
+    engine, seen, left = make_engine(llama, tokenizer, n=2, **ENDLESS), [], []
     asked = [PromptState(prompt) for prompt in PROMPTS[:4]]
     with Forwards(llama, scarce):
         if most == 3:
@@ -163,7 +163,7 @@ def test_the_live_table_knows_the_questions_of_every_batch(llama, tokenizer):
 
     table = Table(list("abcde"), tokenizer.decode, lambda rewards: [0.5] * len(rewards), interval=0.0)
     results = best_of_n(
-        llama, tokenizer, make_rm(), PROMPTS, n=2, wave=2, budget=10_000, batch_size=2, watch=table.watch, **FREE
+        llama, tokenizer, make_rm(), PROMPTS, n=2, wave=2, budget=10_000, batch_size=2, watch=table.watch, **ENDLESS
     )  # fmt: skip
     for place, result in enumerate(results):
         shown = [ids for its, ids in seen if its == place]

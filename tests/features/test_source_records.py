@@ -20,8 +20,8 @@ from swift_rm.training.fit import fit_bank, fit_features
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.fit_while_sampling import fit_online
 from swift_rm.training.head_grid import HeadPlan
-from tests.decoding.test_sources import CONFIGS, reader
 from tests.features.feature_stores import fill, make_key
+from tests.reward_models import LOGPROB_CONFIGS, make_reader
 from tests.training.test_fit import rollouts as planted
 from tests.training.test_fit_while_sampling import SETTINGS, grade, questions
 
@@ -49,7 +49,7 @@ def test_records_hold_what_a_pass_over_their_tokens_gives(llama, tokenizer, tmp_
     local, recorded = extract_features(llama, None, spoken, SwiftConfig.of_top_logprobs(5)), record_features(spoken, 5)
     assert torch.equal(local.offsets, recorded.offsets)
     torch.testing.assert_close(local.states, recorded.states, atol=1e-3, rtol=1e-3)
-    rm = reader(SwiftConfig.of_top_logprobs(5))
+    rm = make_reader(SwiftConfig.of_top_logprobs(5))
     pairs = zip(score_rollouts(llama, None, rm, spoken), score_rollouts(None, None, rm, spoken), strict=True)
     assert all(there.reward == pytest.approx(here.reward, abs=2e-3) for there, here in pairs)
 
@@ -103,7 +103,7 @@ def test_a_head_learns_from_logits_while_sampling(llama, tokenizer, logits, tmp_
     )
     torch.testing.assert_close(again.rm.head.weight, done.rm.head.weight, atol=1e-3, rtol=1e-2)
     with pytest.raises(ValueError, match="'top_logprobs' is not recorded as states: sample with top_logprobs=K"):
-        fit_online(llama, tokenizer, questions(60), CONFIGS["top 3"], 6, grade=grade, **SETTINGS)
+        fit_online(llama, tokenizer, questions(60), LOGPROB_CONFIGS["top 3"], 6, grade=grade, **SETTINGS)
 
 
 def test_what_cannot_be_recorded_is_refused_by_name(llama):
@@ -119,13 +119,13 @@ def test_feature_stores_and_probes_are_for_hidden_states(llama, tokenizer, logit
     with FeatureWriter(tmp_path / "store", make_key()) as writer:
         fill(writer, range(12))
     store = FeatureStore(tmp_path / "store")
-    for config in (logits, CONFIGS["top 3"]):
+    for config in (logits, LOGPROB_CONFIGS["top 3"]):
         with pytest.raises(ValueError, match=f"features are of the source 'hidden', but the heads read {config.source!r}"):
             fit_features(store, config)
         with pytest.raises(
             ValueError, match=f"probed for hidden states, but the reward model reads the source {config.source!r}"
         ):
-            read_states(llama, tokenizer, planted(make_rollout), SwiftConfig(32, (3,)), reader(config))
+            read_states(llama, tokenizer, planted(make_rollout), SwiftConfig(32, (3,)), make_reader(config))
     plans = [HeadPlan(logits, FitSettings()), HeadPlan(SwiftConfig(len(tokenizer), (-1,)), FitSettings(), "other")]
     with pytest.raises(ValueError, match=r"share their source: 'head' reads \('logits', None\), 'other' \('hidden', None\)"):
         fit_bank(store, plans, (-1,), [("generating", "response")])
