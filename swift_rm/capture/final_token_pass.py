@@ -1,4 +1,4 @@
-"""One step more than `generate` takes: it never feeds back the last token, whose state a reward may need."""
+"""One forward call after `generate`, on the last token: `generate` never feeds it back, and a reward may need its state."""
 
 from __future__ import annotations
 

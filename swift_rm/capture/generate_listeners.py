@@ -1,4 +1,4 @@
-"""Listening to a model's `generate`: what a call was asked for before it runs, and what came out of it."""
+"""Run code around each call of a model's `generate`: it sees the arguments before, and the result after."""
 
 from __future__ import annotations
 

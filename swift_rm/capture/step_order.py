@@ -1,4 +1,4 @@
-"""The order that readers of states live by: a forward call, the tokens chosen of it, a forward call on these, and so on."""
+"""Check that forward calls and chosen tokens take turns, so that each state goes to its token."""
 
 from __future__ import annotations
 

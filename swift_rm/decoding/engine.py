@@ -1,4 +1,4 @@
-"""Many prompts, answered wave by wave: prompts in batches, memory that runs out, Ctrl-C, what was spent."""
+"""Answer many prompts: in batches and waves, retried when memory runs out, interrupted by Ctrl-C, with the tokens spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which candidates are hopeless while they are still being generated, told from the rewards of what is there so far."""
+"""Rules that drop hopeless candidates while they are generated, from the rewards so far."""
 
 from __future__ import annotations
 

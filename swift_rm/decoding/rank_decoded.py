@@ -1,4 +1,4 @@
-"""From what the engine decoded for a question to its candidates, ranked, with one chosen."""
+"""Rank the candidates that the engine decoded for a question, and choose one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A time limit around one call of somebody else's function, and what came of it: a value, an exception, or nothing in time."""
+"""Call a function within a time limit: its value, its exception, or nothing in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a model as it answers, not as it trains: without dropout."""
+"""Switch a model to evaluation mode, without dropout, for a block of code."""
 
 from __future__ import annotations
 

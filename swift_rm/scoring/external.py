@@ -1,4 +1,4 @@
-"""A classification reward model as the second opinion that the rules "rank" and "scale" fuse with."""
+"""A classification reward model as the external reward that the rules "rank" and "scale" fuse with."""
 
 from __future__ import annotations
 

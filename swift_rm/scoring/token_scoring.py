@@ -1,4 +1,4 @@
-"""What the head says of every token of a response, and each token's text."""
+"""Gate and reward of each token of a response, and each token's text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a response ends that may not go on after certain text: found by its text, whatever the tokens it is made of."""
+"""Stop strings: end a response at certain text, whatever tokens write it."""
 
 from __future__ import annotations
 
