@@ -9,7 +9,7 @@ import torch
 
 from swift_rm import StreamingReward, SwiftRewardModel, score
 from swift_rm.files.tested_versions import TRANSFORMERS, installed
-from swift_rm.models.generation_config import own_ends
+from swift_rm.models.generation_config import model_end_tokens
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -31,7 +31,7 @@ torch.manual_seed(0)
 
 with StreamingReward(model, rm, tokenizer) as stream:
     out = model.generate(**inputs, num_return_sequences=8, do_sample=True, max_new_tokens=48)
-ends = own_ends(model)
+ends = model_end_tokens(model)
 responses = []
 for tokens in out[:, width:].tolist():
     end = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from swift_rm.tasks import homework
-from swift_rm.tasks import synthetic_task as world
+from swift_rm.tasks import student_exercises as world
 
 CHAT_TEMPLATE = (
     "<bos>{% for m in messages %}{% if m.role == 'user' %}<question>{{ m.content }}"

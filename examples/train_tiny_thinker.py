@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from swift_rm.models.load import TINY, resolve
-from swift_rm.tasks import synthetic_task as world
+from swift_rm.tasks import student_exercises as world
 
 KEPT = {"check-4": 0.05, "textbook": 0.05, "marked": 0.15, "student": 0.75}
 

@@ -120,3 +120,12 @@ def tiny_model(name: str, seed: int = 0, **overrides: Any) -> Any:
 def older_than(release: str) -> bool:
     """Tell whether the transformers that is installed is older than a release, for what older ones cannot do themselves."""
     return Version(version("transformers")) < Version(release)
+
+
+def classifier(tokenizer, labels=1, pad=True, seed=0, **config):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 4}
+    settings = {"pad_token_id": tokenizer.pad_token_id if pad else None, "max_position_embeddings": 128, **shape, **config}
+    return LlamaForSequenceClassification(LlamaConfig(vocab_size=len(tokenizer), num_labels=labels, **settings))

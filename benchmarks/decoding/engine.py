@@ -15,21 +15,19 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.decoding.pruning_replay import homework_figures
+from benchmarks.random_llama import DEVICE, random_llama
 from benchmarks.recorder import arguments, finish, paired_ratio
-from swift_rm import StreamingReward, SwiftConfig, SwiftRewardModel, best_of_n
+from swift_rm import StreamingReward, SwiftRewardModel, best_of_n
 from swift_rm.capture.running_reward import RunningRewards
 from swift_rm.decoding.custom_generate import BestOfNDecoding
-from swift_rm.decoding.decoded_candidate import Limits
+from swift_rm.decoding.decoding_limits import DecodingLimits
 from swift_rm.decoding.loop import PromptBatch, Rows
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 from swift_rm.sampling.generation import left_padded
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tokens.encoding import encode_prompt
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
@@ -65,24 +63,6 @@ def main() -> None:
         "gpu": "measured" if DEVICE == "cuda" else "not run",
     }  # fmt: skip
     finish("engine", args, result)
-
-
-def random_llama(quick: bool) -> tuple[Any, Any, SwiftRewardModel]:
-    """Build a random Llama that never ends a response, a tokenizer with a word for each of its ids, and a random head."""
-    from tokenizers import Tokenizer, models
-
-    size = (128, 4) if quick else (768, 12)
-    config = LlamaConfig(
-        vocab_size=32000, hidden_size=size[0], intermediate_size=8 * size[0] // 3, num_hidden_layers=size[1],
-        num_attention_heads=size[0] // 64, num_key_value_heads=size[0] // 64, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval().to(DEVICE)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", padding_side="left")
-    rm = SwiftRewardModel(SwiftConfig(size[0], tuple(range(size[1] + 1)))).to(DEVICE)
-    torch.nn.init.normal_(rm.head.weight, std=0.02)
-    return model, tokenizer, rm
 
 
 class NoRewards:
@@ -151,7 +131,7 @@ def overhead(
     ratios, medians, steps = [], [], []
     with torch.no_grad():
         for round_ in range(rounds + 1):
-            pair = [Rows(batch, rows, Limits()) for batch in (with_rewards, without)]
+            pair = [Rows(batch, rows, DecodingLimits()) for batch in (with_rewards, without)]
             times: list[tuple[float, float]] = []
             going = True
             while going:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_rm import SwiftRewardModel, best_of_n, sample
-from swift_rm.decoding.candidate_budget import Plan, Sampled
+from swift_rm.decoding.candidate_budget import CandidatePlan, QuestionProgress
 from swift_rm.decoding.pruning import Confidence, Halving, Prune
 from swift_rm.evaluation.intervals import paired_difference
 from swift_rm.models.load import ASSETS, TINY_PROGRESS
@@ -61,13 +61,13 @@ def homework_figures(model: Any, tokenizer: Any, rm: SwiftRewardModel, questions
         if name == "halving" or signal in ("progress", "reward")
     ]
     stops = [
-        {"stop_at": p, "min_gain": gain, "wave": wave, **stopped(recorded, Plan(n, wave, p, None, gain))}
+        {"stop_at": p, "min_gain": gain, "wave": wave, **stopped(recorded, CandidatePlan(n, wave, p, None, gain))}
         for p in (0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
         for gain in (0.0, MIN_GAIN)
         for wave in (1, WAVE, 4)
     ]
     budgets = [
-        {"share_of_tokens": share, **stopped(recorded, Plan(n, WAVE, None, round(share * tokens)), len(recorded))}
+        {"share_of_tokens": share, **stopped(recorded, CandidatePlan(n, WAVE, None, round(share * tokens)), len(recorded))}
         for share in (0.2, 0.3, 0.4, 0.5, 0.7)
     ]
     main_prune = curve[0]
@@ -144,7 +144,7 @@ def pruned(recorded: Sequence[Recorded], rule: Prune, signal: str) -> dict[str, 
     return {"saved": round(1 - spent / total, 4), "loss": loss(recorded, kept)}
 
 
-def stopped(recorded: Sequence[Recorded], plan: Plan, group: int = GROUP) -> dict[str, Any]:
+def stopped(recorded: Sequence[Recorded], plan: CandidatePlan, group: int = GROUP) -> dict[str, Any]:
     """Replay a plan of waves; return the share of tokens spent and the accuracy lost, in points."""
     spent, kept = 0, []
     for start in range(0, len(recorded), group):
@@ -152,7 +152,8 @@ def stopped(recorded: Sequence[Recorded], plan: Plan, group: int = GROUP) -> dic
         used = [0] * len(part)
         while True:
             known = [
-                Sampled(one.probability[:k].tolist(), k, int(one.length[:k].sum())) for one, k in zip(part, used, strict=True)
+                QuestionProgress(one.probability[:k].tolist(), k, int(one.length[:k].sum()))
+                for one, k in zip(part, used, strict=True)
             ]
             counts, _ = plan.next_wave(known)
             if not any(counts):
@@ -166,7 +167,7 @@ def stopped(recorded: Sequence[Recorded], plan: Plan, group: int = GROUP) -> dic
 
 def fewer(recorded: Sequence[Recorded], k: int) -> dict[str, Any]:
     """Return what the first ``k`` candidates alone would give: what any rule that stops early has to beat."""
-    return {"n": k, **stopped(recorded, Plan(k, k))}
+    return {"n": k, **stopped(recorded, CandidatePlan(k, k))}
 
 
 def engine(

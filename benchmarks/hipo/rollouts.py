@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.decoding.engine import random_llama
+from benchmarks.random_llama import random_llama
 from benchmarks.recorder import arguments, finish, paired_ratio
 from swift_rm import SwiftRewardModel
 from swift_rm.hipo.rollouts.frozen_scorer import FrozenScorer

@@ -24,7 +24,7 @@ from swift_rm.integrations.ray_actors import RayActors
 from swift_rm.models.load import load_language_model
 from swift_rm.records.rollouts import Rollout
 from swift_rm.sampling.batch_runner import Workers
-from swift_rm.sampling.batch_sampler import Drawn
+from swift_rm.sampling.batch_sampler import SampleJobResult
 from swift_rm.sampling.sample import sample_batches
 from swift_rm.tasks.homework import HomeworkTask
 
@@ -116,7 +116,7 @@ def driver_cost(out: Path, *, questions: int, n: int, tokens: int) -> dict[str, 
         )
         for i in range(questions * n)
     ]  # fmt: skip
-    sent = pickle.dumps(Drawn(made, None))
+    sent = pickle.dumps(SampleJobResult(made, None))
     seconds = []
     for _ in range(5):
         start = time.perf_counter()

@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from swift_rm.files.time_limit import Outcome, call_within
+from swift_rm.files.time_limit import CallOutcome, call_within
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")
@@ -25,7 +25,7 @@ class RequestPool(Generic[Task, Value]):
     def __init__(self, size: int, work: Callable[[Task], Value]) -> None:
         self._size, self._work = size, work
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[Task, Outcome[Value]]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Task, CallOutcome[Value]]] = queue.SimpleQueue()
         self._ended = False
         self.pending = 0  # tasks that were put in and have not come back
 
@@ -44,17 +44,17 @@ class RequestPool(Generic[Task, Value]):
         self.pending += 1
         self._tasks.put(task)
 
-    def get(self) -> tuple[Task, Outcome[Value]]:
+    def get(self) -> tuple[Task, CallOutcome[Value]]:
         """Wait for the next task that is done; return it with its value or error."""
         done = self._done.get()
         self.pending -= 1
         return done
 
-    def done(self) -> list[tuple[Task, Outcome[Value]]]:
+    def done(self) -> list[tuple[Task, CallOutcome[Value]]]:
         """Return what is done already, without waiting for more."""
         return [self.get() for _ in range(self._done.qsize())]
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None and not self._ended:
             outcome = call_within(None, partial(self._work, task))
-            self._done.put((task, outcome or Outcome()))
+            self._done.put((task, outcome or CallOutcome()))

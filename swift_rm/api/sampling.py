@@ -15,8 +15,7 @@ from swift_rm.api.failures import ApiFailure, Hopeless
 from swift_rm.api.reply import Answered
 from swift_rm.api.request_scheduler import Drawing, Wanted, request_of
 from swift_rm.files.jsonl_appender import LineAppender
-from swift_rm.records.resume_check import checker
-from swift_rm.records.rollout_index import KeptRollouts
+from swift_rm.records.resume import StoredRollouts, resume_check
 from swift_rm.records.rollouts import Prompt, Rollout
 from swift_rm.reward.logprobs import MOST_ALTERNATIVES
 from swift_rm.sampling.guarded_grader import DEFAULT_TIMEOUT_S, Graded, Grader, GradeTally, GuardedGrader, grade_all
@@ -80,8 +79,8 @@ class _Run:
     ) -> Generator[list[Rollout], None, None]:
         with ExitStack() as stack:
             self.file = stack.enter_context(LineAppender(self.out, '{"question_id": ')) if self.out is not None else None
-            check = checker(self.out, self.asked, [[]] * len(self.asked), self.sampling, self.identity)
-            self.kept = KeptRollouts(self.out, check)
+            check = resume_check(self.out, self.asked, [[]] * len(self.asked), self.sampling, self.identity)
+            self.kept = StoredRollouts(self.out, check)
             wanted = [Wanted(one.question_id, one.prompt, self._missing(one)) for one in self.asked]
             self.tally = stack.enter_context(GradeTally())
             bar = stack.enter_context(tqdm(total=len(wanted), desc="sampling", unit="question", disable=not progress, delay=1))

@@ -1,4 +1,4 @@
-"""What a model was fed in one sequence, held against what came out: the proof that every state belongs to its token.
+"""Compare the tokens that a model was fed with those that came out: the proof that every state belongs to its token.
 
 Hooks see forward calls, and `generate` returns tokens; nothing but transformers' present habits says that the one goes with
 the other. Each token that comes out, but the last, must have been fed, once, in its row and in its place.

@@ -1,4 +1,4 @@
-"""One step more than `generate` takes: it never feeds back the last token, whose state a reward may need."""
+"""One forward call after `generate`, on the last token: `generate` never feeds it back, and a reward may need its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class LastStep:
+class FinalTokenPass:
     """Remember, inside the ``with`` block, what `generate` would call the model with next; ``run`` makes that call.
 
     ``input_ids [rows, seq]`` is to be set to everything generated so far. It listens to the one place where `generate`
@@ -29,7 +29,7 @@ class LastStep:
         self._arguments: dict[str, Any] = {}
         self.input_ids: Tensor | None = None
 
-    def __enter__(self) -> LastStep:
+    def __enter__(self) -> FinalTokenPass:
         """Begin to listen."""
         self._arguments, self.input_ids = {}, None
         self._own = vars(self._model).get(UPDATE)

@@ -1,4 +1,4 @@
-"""Listening to a model's `generate`: what a call was asked for before it runs, and what came out of it."""
+"""Run code around each call of a model's `generate`: it sees the arguments before, and the result after."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Generate = Callable[..., Any]
 Around = Callable[[Generate, Sequence[Any], dict[str, Any]], Any]
 
 
-class Listening:
+class GenerateListener:
     """Let ``around(generate, args, settings)`` make each call of ``model.generate`` until :meth:`stop`.
 
     Several may listen at once, and stop in any order; the one that came last is the outermost, or, if ``innermost``, the
@@ -22,12 +22,12 @@ class Listening:
 
     def __init__(self, model: Any, around: Around, *, innermost: bool = False) -> None:
         self._model, self._around = model, around
-        self._listened: _ListenedGenerate | None = None
+        self._listened: _GenerateWithListeners | None = None
         if not callable(getattr(model, "generate", None)):
             return
         present = vars(model).get("generate")
-        if not isinstance(present, _ListenedGenerate):
-            present = _ListenedGenerate(model, present)
+        if not isinstance(present, _GenerateWithListeners):
+            present = _GenerateWithListeners(model, present)
             model.generate = present
         present.listeners.insert(0 if innermost else len(present.listeners), around)
         self._listened = present
@@ -45,7 +45,7 @@ class Listening:
                 self._model.generate = listened.own
 
 
-class _ListenedGenerate:
+class _GenerateWithListeners:
     """What stands in the place of a model's `generate`; ``own`` is the one that the model itself, not its class, had there."""
 
     def __init__(self, model: Any, own: Generate | None) -> None:

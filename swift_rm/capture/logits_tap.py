@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swift_rm.capture.tap import HiddenStateTap, States
+from swift_rm.capture.tap import HiddenStateTap, LayerStates
 from swift_rm.models.model_shape import model_with_logits
-from swift_rm.reward.config import Source
+from swift_rm.reward.config import StateSource
 
 
 class LogitsTap(HiddenStateTap):
@@ -26,7 +26,7 @@ class LogitsTap(HiddenStateTap):
         layers: Sequence[int] = (-1,),
         *,
         keep: bool = True,
-        on_forward: Callable[[States], None] | None = None,
+        on_forward: Callable[[LayerStates], None] | None = None,
     ) -> None:
         self._model = model_with_logits(model)
         super().__init__(model, layers, keep=keep, on_forward=on_forward)
@@ -47,7 +47,7 @@ class LogitsTap(HiddenStateTap):
             self._fail("the model's blocks ran and no output logits came of it: call the whole model")
         super()._begin(module, args, kwargs)
 
-    def _take(self, step: States) -> None:
+    def _take(self, step: LayerStates) -> None:
         self._awaited = True
 
     def _output(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -62,11 +62,11 @@ class LogitsTap(HiddenStateTap):
 
 def open_tap(
     model: nn.Module,
-    source: Source,
+    source: StateSource,
     layers: Sequence[int],
     *,
     keep: bool = True,
-    on_forward: Callable[[States], None] | None = None,
+    on_forward: Callable[[LayerStates], None] | None = None,
 ) -> HiddenStateTap:
     """Return the tap that shows what features of a ``source`` are made of: hidden states of ``layers``, or output logits."""
     kind = HiddenStateTap if source == "hidden" else LogitsTap

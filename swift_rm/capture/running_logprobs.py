@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from swift_rm.models.generation_config import own_ends
+from swift_rm.models.generation_config import model_end_tokens
 from swift_rm.reward.logprob_features import LogprobFeatures
 from swift_rm.reward.logprobs import logprobs_of
 
@@ -23,7 +23,7 @@ class RunningLogprobs:
     """
 
     def __init__(self, model: PreTrainedModel, top: int) -> None:
-        self._top, self._own = top, own_ends(model)
+        self._top, self._own = top, model_end_tokens(model)
         self._maker = LogprobFeatures(top)
         self.ended_by(self._own)
 

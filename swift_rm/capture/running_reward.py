@@ -12,7 +12,7 @@ from swift_rm.capture.logits_tap import open_tap
 from swift_rm.capture.running_logprobs import RunningLogprobs
 from swift_rm.capture.running_mean import RunningMean
 from swift_rm.capture.step_order import StepOrder
-from swift_rm.capture.tap import States
+from swift_rm.capture.tap import LayerStates
 from swift_rm.reward.head import TokenScores
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.tokens.region import Flag, MarkerWatch
@@ -26,8 +26,8 @@ class RunningRewards:
 
     ``begin()``, a forward call on the prompts, and then, in turn, ``count(tokens, active)``, the tokens just chosen and
     in which rows they belong to a response, and a forward call on them. With ``position="generating"`` a token is scored
-    by the state that chose it; with ``"token"`` by its own, which the next forward call shows: ``due`` tells which rows
-    wait for it. States are held until their token is counted, and no longer. Where a reward model reads output logits, these
+    by the state that chose it; with ``"token"`` by its own: ``due`` marks rows whose newest token the next forward
+    call scores. States are held until their token is counted, and no longer. Where a reward model reads output logits, these
     are its states; where it reads log-probabilities, they are made into its features when the token is known.
     A row keeps a :class:`RunningMean`, and another for the tokens of a region with a marker; each is one ``gated_step``
     a head.
@@ -181,7 +181,7 @@ class RunningRewards:
         kept = sum(mean.row_bytes() for mean in self._means) + (8 * self._watch.width if self._watch else 0)
         return waiting + kept + (self._logprobs.row_bytes() if self._logprobs is not None else 0)
 
-    def _see(self, states: States) -> None:
+    def _see(self, states: LayerStates) -> None:
         if not self._order.forward():
             return
         last = [states[layer] for layer in self.config.layers]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from swift_rm.capture.final_token_pass import LastStep
+from swift_rm.capture.final_token_pass import FinalTokenPass
 from swift_rm.capture.logits_tap import open_tap
 from swift_rm.capture.step_order import StepOrder
-from swift_rm.capture.tap import States
-from swift_rm.reward.config import POSITIONS, SOURCES, Position, Source, SwiftConfig
+from swift_rm.capture.tap import LayerStates
+from swift_rm.reward.config import POSITIONS, STATE_SOURCES, Position, StateSource, SwiftConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ DEFAULT_POSITIONS: tuple[Position, ...] = ("generating",)
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordingSpec:
     """Which states of a response to keep: of which ``layers``, and for heads of which ``positions``.
 
     Row i of a response of R tokens is the state after reading the prompt and i response tokens: ``"generating"`` reads
@@ -33,7 +33,7 @@ class Recording:
 
     layers: tuple[int, ...]
     positions: tuple[Position, ...] = DEFAULT_POSITIONS
-    source: Source = "hidden"
+    source: StateSource = "hidden"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -46,11 +46,11 @@ class Recording:
             raise ValueError(
                 "the source 'top_logprobs' is not recorded as states: sample with top_logprobs=K, and train on these records"
             )
-        if self.source not in SOURCES or (self.source == "logits" and self.positions != DEFAULT_POSITIONS):
+        if self.source not in STATE_SOURCES or (self.source == "logits" and self.positions != DEFAULT_POSITIONS):
             raise ValueError(f"states of the source {self.source!r} cannot be recorded at the positions {self.positions}")
 
     @classmethod
-    def of(cls, config: SwiftConfig) -> Recording:
+    def of(cls, config: SwiftConfig) -> RecordingSpec:
         """Return what a reward model of this configuration reads."""
         return cls(config.layers, (config.position,), config.source)
 
@@ -74,13 +74,13 @@ class StateRecorder:
         model: PreTrainedModel,
         layers: Sequence[int],
         positions: Collection[Position] = DEFAULT_POSITIONS,
-        source: Source = "hidden",
+        source: StateSource = "hidden",
     ) -> None:
-        self.recording = Recording(tuple(layers), tuple(positions), source)
+        self.recording = RecordingSpec(tuple(layers), tuple(positions), source)
         self._device = model.device
         self._tap = open_tap(model, source, self.recording.layers, keep=False, on_forward=self._see)
         self._order = StepOrder("StateRecorder", self._tap)
-        self._last_step = LastStep(model) if "token" in self.recording.positions else None
+        self._last_step = FinalTokenPass(model) if "token" in self.recording.positions else None
         self._steps: list[list[Tensor]] = []  # a step: per layer [rows, 1, d]
         self._latest: list[Tensor] | None = None  # of the latest forward call, until its token is chosen
 
@@ -136,7 +136,7 @@ class StateRecorder:
         """Return ``states [T, D]`` and ``offsets [B + 1]`` of the rows of `generate`, ``lengths [B]`` tokens each, and let go.
 
         On the model's device and in the dtype of its states; layers side by side in the order asked for, rows as
-        :class:`Recording` says, response after response. Raises ValueError unless that many rows and tokens were recorded,
+        :class:`RecordingSpec` says, response after response. Raises ValueError unless that many rows and tokens were recorded,
         and if they have been handed out before.
         """
         steps = self._steps
@@ -164,7 +164,7 @@ class StateRecorder:
             step.clear()  # what is packed may go
         return states, offsets.to(self._device)
 
-    def _see(self, states: States) -> None:
+    def _see(self, states: LayerStates) -> None:
         if self._order.forward():
             self._latest = [_owned(states[layer][:, -1:]) for layer in self.recording.layers]
 

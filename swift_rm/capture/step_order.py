@@ -1,14 +1,13 @@
-"""The order that readers of states live by: a forward call, the tokens chosen of it, a forward call on these, and so on."""
+"""Check that forward calls and chosen tokens take turns, so that each state goes to its token."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from swift_rm.capture.tap import HiddenStateTap
+from swift_rm.capture.forward_call import CallReader
 
 
 class OutOfStep(RuntimeError):
@@ -31,7 +30,7 @@ class StepOrder:
     :meth:`verify`, without waiting for the device at every step.
     """
 
-    def __init__(self, reader: str, tap: HiddenStateTap) -> None:
+    def __init__(self, reader: str, tap: CallReader) -> None:
         self._reader, self._tap = reader, tap
         self.begin()
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from swift_rm.capture.final_token_pass import LastStep
-from swift_rm.capture.generate_listeners import Generate, Listening
+from swift_rm.capture.final_token_pass import FinalTokenPass
+from swift_rm.capture.generate_listeners import Generate, GenerateListener
 from swift_rm.capture.running_reward import RunningRewards
 from swift_rm.capture.step_order import OutOfStep, out_of_step
 from swift_rm.models.generation_config import end_tokens_of, refuse_other_decoding, setting
@@ -52,12 +52,12 @@ class StreamingReward:
         check_base_model(rm.config, model, tokenizer)
         self._model, self._tokens = model, tokens
         self._running = RunningRewards(model, rm, tokenizer, keep_tokens=tokens)
-        self._last_step = LastStep(model) if rm.config.position == "token" else None
+        self._last_step = FinalTokenPass(model) if rm.config.position == "token" else None
         self._ends: Tensor | None = None
         self._others: list[Callable[..., Tensor]] = []
         self._active: Tensor | None = None  # [rows]: whose response has not ended
         self._counted: Tensor | None = None  # [rows, seq]: prompts and tokens, up to the last one counted
-        self._listening: Listening | None = None
+        self._listening: GenerateListener | None = None
 
     @property
     def rewards(self) -> Tensor:
@@ -92,7 +92,7 @@ class StreamingReward:
     def __enter__(self) -> StreamingReward:
         """Attach the hooks and listen to the model's `generate`."""
         self._running.tap.__enter__()
-        self._listening = Listening(self._model, self._generate)
+        self._listening = GenerateListener(self._model, self._generate)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:

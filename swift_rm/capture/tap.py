@@ -9,7 +9,6 @@ dtype, and in the autograd graph if there is one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,26 +18,17 @@ from torch.utils.hooks import RemovableHandle
 
 from swift_rm.capture import tap_refusals
 from swift_rm.capture.fed_tokens import FedTokens
-from swift_rm.capture.generate_listeners import Generate, Listening
+from swift_rm.capture.forward_call import ForwardCall, InputIds
+from swift_rm.capture.generate_listeners import Generate, GenerateListener
 from swift_rm.capture.step_order import out_of_step
 from swift_rm.files.tested_versions import check_transformers
 from swift_rm.models.generation_config import other_decoding
 from swift_rm.models.model_shape import ModelShape, find_decoder, model_shape
 from swift_rm.models.transformers_internals import find_cache, generates_its_own_way, runs_generate, undoes_steps
 
-__all__ = ["HiddenStateTap", "ModelShape", "States", "model_shape"]
+__all__ = ["HiddenStateTap", "LayerStates", "ModelShape", "model_shape"]
 
-States = dict[int, Tensor]  # {layer: [batch, tokens, d]}
-
-
-@dataclass(frozen=True)
-class ForwardCall:
-    """One forward call: tokens in its cache before it, new tokens a row, rows, and ``ids [rows, new]`` (None: not seen)."""
-
-    past: int
-    new: int
-    rows: int
-    ids: Tensor | None
+LayerStates = dict[int, Tensor]  # {layer: [batch, tokens, d]}
 
 
 class HiddenStateTap:
@@ -65,7 +55,7 @@ class HiddenStateTap:
         layers: Sequence[int] = (-4, -3, -2, -1),
         *,
         keep: bool = True,
-        on_forward: Callable[[States], None] | None = None,
+        on_forward: Callable[[LayerStates], None] | None = None,
     ) -> None:
         self.layers = tuple(layers)
         if not self.layers:
@@ -75,24 +65,24 @@ class HiddenStateTap:
         self._wanted = sorted(set(self._index.values()))
         self._keep, self._on_forward = keep, on_forward
         self._handles: list[RemovableHandle] = []
-        self._listening: Listening | None = None
-        self._looks_outside = False  # whether the modules around the decoder have hooks that note its token ids
+        self._listening: GenerateListener | None = None
+        self._ids = InputIds(self._decoder.path, self._handles)
         self.clear()
 
     def clear(self) -> None:
         """Forget everything recorded, so that the next call may start anywhere: within a cache, with other rows."""
-        self._steps: list[States] = []
-        self._last: States | None = None
-        self._seen: States | None = None  # during a call: its states by index 0..L
+        self._steps: list[LayerStates] = []
+        self._last: LayerStates | None = None
+        self._seen: LayerStates | None = None  # during a call: its states by index 0..L
         self._past = 0  # tokens in the cache when that call began
-        self._ids: dict[int, Tensor | None] = {}  # what modules on the way to the blocks were called with
+        self._ids.forget()
         self._fed, self._fresh = FedTokens(), True  # whether the next call is the first of its sequence, or of `generate`
         self.call: ForwardCall | None = None  # the latest one
         self._expected: int | None = None  # tokens in the cache when the next one begins, if it continues the sequence
         self._failure: str | None = None
 
     @property
-    def states(self) -> States:
+    def states(self) -> LayerStates:
         """The latest sequence's states, ``{layer: [batch, seq, d]}``: one forward call's, or all steps' joined.
 
         The last token that ``generate`` sampled is never fed back and has none; nor has what a cache held before.
@@ -110,7 +100,7 @@ class HiddenStateTap:
         return dict(self._steps[0])
 
     @property
-    def last(self) -> States:
+    def last(self) -> LayerStates:
         """The latest forward call's states, ``{layer: [batch, new tokens, d]}``; RuntimeError if there are none."""
         return dict(self._require_recorded())
 
@@ -145,7 +135,7 @@ class HiddenStateTap:
             elif index < len(blocks):
                 handles.append(blocks[index - 1].register_forward_hook(partial(self._block_output, index)))
         handles.append(owner.register_forward_hook(self._end))
-        self._listening = Listening(runs_generate(self._decoder.path), self._around_generate, innermost=True)
+        self._listening = GenerateListener(runs_generate(self._decoder.path), self._around_generate, innermost=True)
 
     def _detach(self) -> None:
         while self._handles:
@@ -153,7 +143,8 @@ class HiddenStateTap:
         if self._listening is not None:
             self._listening.stop()
             self._listening = None  # it holds this tap, whose states are to go with it
-        self._seen, self._looks_outside = None, False
+        self._ids.stop_looking()
+        self._seen = None
 
     def _around_generate(self, generate: Generate, args: Sequence[Any], settings: dict[str, Any]) -> Any:
         """Run `generate`, and hold what came out against what the model was fed, where rows go on one by one."""
@@ -170,21 +161,8 @@ class HiddenStateTap:
                 self._fail(out_of_step(type(self).__name__, reason))
         return out
 
-    def _note_ids(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._ids[place] = _ids_among(args, kwargs)
-
-    def _look_for_ids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the ids of this call; where it has none, being given embeddings, look for them further out from now on."""
-        owner = len(self._decoder.path) - 1
-        self._ids[owner] = _ids_among(args, kwargs)
-        if self._ids[owner] is None and not self._looks_outside:
-            self._looks_outside = True
-            for place, module in enumerate(self._decoder.path[:-1]):
-                note = partial(self._note_ids, place)
-                self._handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._look_for_ids(args, kwargs)
+        self._ids.look(args, kwargs)
         cache = find_cache((*kwargs.values(), *args))
         first = self._expected is None
         reason = self._unreadable(cache, kwargs) if first else None
@@ -234,17 +212,15 @@ class HiddenStateTap:
         self._take(step)
 
     def _count(self, rows: int, new: int) -> None:
-        """Take note of a forward call's tokens: by the ids of the module nearest to the blocks that was given any."""
-        told = (self._ids.get(place) for place in reversed(range(len(self._decoder.path))))
-        ids = next((ids for ids in told if ids is not None and ids.shape == (rows, new)), None)
-        self._ids = {}
+        """Take note of a forward call's tokens."""
+        ids = self._ids.take(rows, new)
         if self._past == 0 or self._fresh:
             self._fed.begin(self._past)
         self._fresh = False
         self._fed.add(ids, rows)
         self.call = ForwardCall(self._past, new, rows, ids)
 
-    def _take(self, step: States) -> None:
+    def _take(self, step: LayerStates) -> None:
         """Keep one forward call's states, and hand them on."""
         if self._keep:
             self._steps.append(step)
@@ -256,19 +232,13 @@ class HiddenStateTap:
         self._failure, self._seen = str(reason), None
         raise reason if isinstance(reason, RuntimeError) else RuntimeError(reason)
 
-    def _require_recorded(self) -> States:
+    def _require_recorded(self) -> LayerStates:
         if self._failure is not None:
             raise RuntimeError(self._failure)
         if self._last is None:
             missing = "no forward call of the model was seen to its end: make it inside the with block"
             raise RuntimeError(missing if self._keep else "with keep=False nothing is stored: use on_forward")
         return self._last
-
-
-def _ids_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Return the token ids ``[rows, new]`` that a module is called with, or None."""
-    told = kwargs.get("input_ids", args[0] if args else None)
-    return told if isinstance(told, Tensor) and told.dim() == 2 and not told.is_floating_point() else None
 
 
 def _prompt_width(settings: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""When hooks cannot be trusted to show every hidden state, and whose: each function gives the reason, or None."""
+"""Reasons why hooks would miss hidden states or mix up their tokens: each function returns the reason, or None."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def answer_to_file(args: Namespace, answering: Answering, questions: Sequence[Qu
     from tqdm.auto import tqdm
 
     from swift_rm.files.jsonl_appender import LineAppender
-    from swift_rm.records.resume_check import read_results
+    from swift_rm.records.resume import read_results
     from swift_rm.sampling.generation import seed_for
 
     asked = {question.question_id: (question.prompt, question.prompt_ids) for question in questions}
@@ -162,7 +162,7 @@ def _final(batch: Sequence[QuestionRecord], results: Sequence[BestOfN], budgeted
 
 def record_of(question: QuestionRecord, result: BestOfN, decided_by: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result as its record."""
-    from swift_rm.records.resume_check import RESULT_KEYS
+    from swift_rm.records.resume import RESULT_KEYS
 
     known = {**asdict(result), **vars(question), **decided_by}
     return {key: finite(known[key]) for key in RESULT_KEYS}

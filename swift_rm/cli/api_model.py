@@ -126,7 +126,7 @@ def _to_file(args: Namespace, api: ApiBestOfN, questions: Sequence[QuestionRecor
     from swift_rm.cli.answers import STDOUT, file_result, record_of, stopped_sentence
     from swift_rm.files.json_lines import json_line
     from swift_rm.files.jsonl_appender import LineAppender
-    from swift_rm.records.resume_check import read_results
+    from swift_rm.records.resume import read_results
 
     asked = {question.question_id: (question.prompt, question.prompt_ids) for question in questions}
     with ExitStack() as stack:

@@ -110,7 +110,7 @@ def _load(args: Namespace) -> tuple[Any, Any]:
 def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[QuestionRecord]) -> Answering:
     """Load the other models, and say in full what decides the results."""
     from swift_rm.decoding.best_of_n import best_of_n
-    from swift_rm.decoding.pruning import RULES
+    from swift_rm.decoding.pruning import PRUNING_RULES
     from swift_rm.models.load import resolve
     from swift_rm.reward.identity import check_base_model, model_identity, short_name, weights_fingerprint
     from swift_rm.reward.reward_model import SwiftRewardModel
@@ -122,7 +122,7 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
     if guide is not None:
         check_base_model(guide.config, model, tokenizer)
     how = {} if args.prune_min_tokens is None else {"min_tokens": args.prune_min_tokens}
-    prune = RULES[args.prune](guide=guide, **how) if args.prune else None
+    prune = PRUNING_RULES[args.prune](guide=guide, **how) if args.prune else None
     second, external = None, None
     if args.external_model:
         if blind := [question.question_id for question in questions if question.prompt is None]:

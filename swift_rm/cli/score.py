@@ -92,7 +92,7 @@ def _by_model(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored
     from swift_rm.reward.identity import check_base_model
     from swift_rm.sampling.batch_runner import InProcess
     from swift_rm.scoring.scoring_job import Scoring
-    from swift_rm.scoring.teacher_forced_states import without_ends
+    from swift_rm.scoring.teacher_forced_states import drop_end_tokens
     from swift_rm.tokens.encoding import encode
 
     prompts = [_either(args.input, number, record, "prompt") for number, record in records]
@@ -100,7 +100,7 @@ def _by_model(args: Namespace, rm: SwiftRewardModel, records: Records) -> Scored
     with open_model(args) as (model, tokenizer, workers):
         check_base_model(rm.config, model, tokenizer)
         encoded = encode(model, tokenizer, prompts, responses, rm.config.region, args.chat_template_kwargs)
-        encoded = without_ends(model, rm.config.source, encoded)
+        encoded = drop_end_tokens(model, rm.config.source, encoded)
         size = BATCHES_A_JOB * args.batch_size
         jobs = [encoded[start : start + size] for start in range(0, len(encoded), size)]
         runner = InProcess(model, tokenizer) if workers is None else workers

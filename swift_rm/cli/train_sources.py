@@ -89,15 +89,15 @@ def from_pairs(args: Namespace) -> Trained:
 
 
 def _fit(args: Namespace, model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> Trained:
-    from swift_rm.models.generation_config import own_ends, says_nothing
+    from swift_rm.models.generation_config import is_only_end_token, model_end_tokens
     from swift_rm.reward.recorded_logprobs import is_empty
     from swift_rm.training.fit import describe_plans, read_rollouts_for
 
     graded = [rollout for rollout in rollouts if rollout.label is not None]
     facts = {"ungraded_responses": len(rollouts) - len(graded)}
     if args.source == "top_logprobs":
-        ends = None if model is None else own_ends(model)
-        spoken = [one for one in graded if not (is_empty(one) if ends is None else says_nothing(ends, one.response_ids))]
+        ends = None if model is None else model_end_tokens(model)
+        spoken = [one for one in graded if not (is_empty(one) if ends is None else is_only_end_token(ends, one.response_ids))]
         facts["empty_responses"], graded = len(graded) - len(spoken), spoken
     facts = {what: count for what, count in facts.items() if count}
     plans = describe_plans(_plans_for(args, model), model, tokenizer, graded)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.decoding.candidate_budget import Plan
-from swift_rm.decoding.engine import Asked, Engine, Watch
+from swift_rm.decoding.candidate_budget import CandidatePlan
+from swift_rm.decoding.engine import Engine, PromptState, StepCallback
 from swift_rm.decoding.pruning import Prune, get_prune
-from swift_rm.decoding.rank_decoded import External, decode_text, result_of
+from swift_rm.decoding.rank_decoded import ExternalReward, decode_text, result_of
 from swift_rm.records.rollouts import Prompt
 from swift_rm.reward.identity import check_base_model
 from swift_rm.sampling.generation import sampling_settings, seed_for
@@ -39,14 +39,14 @@ def best_of_n(
     budget: int | None = None,
     wave: int | None = None,
     min_gain: float = 0.01,
-    external: External | None = None,
+    external: ExternalReward | None = None,
     answer: Callable[[str], str | None] = find_answer,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = False,
-    watch: Watch | None = None,
+    watch: StepCallback | None = None,
     on_results: Callable[[list[BestOfN]], None] | None = None,
     **generation_kwargs: Any,
 ) -> list[BestOfN]:
@@ -69,7 +69,7 @@ def best_of_n(
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-    plan = Plan(n, max(1, n // 8) if wave is None else wave, stop_at, budget, min_gain)
+    plan = CandidatePlan(n, max(1, n // 8) if wave is None else wave, stop_at, budget, min_gain)
     check_rule(select, external is not None)
     check_base_model(rm.config, model, tokenizer)
     rule = get_prune(prune, rm)
@@ -80,7 +80,7 @@ def best_of_n(
     results: list[BestOfN] = []
     with tqdm(total=len(prompts), desc="best of n", unit="question", disable=not progress, delay=1) as bar:
         for start in range(0, len(prompts), size):
-            asked = [Asked(ids) for ids in encoded[start : start + size]]
+            asked = [PromptState(ids) for ids in encoded[start : start + size]]
             finished = engine.answer(asked, seed_for(seed, start), watch, batch_size)
             chosen = [
                 result_of(

@@ -16,14 +16,14 @@ ANYTHING = tuple((i + 0.5) / 16 for i in range(16))
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """What is known of a question: the probabilities of its finished candidates, how many were begun, and their tokens.
+class QuestionProgress:
+    """What is known of a question: the probabilities of its finished candidates, how many were started, and their tokens.
 
     ``n`` is its own number of candidates, if not the plan's; ``cancelled`` that nobody wants it to be answered any more.
     """
 
     probabilities: Sequence[float]
-    begun: int
+    started: int
     tokens: int
     n: int | None = None
     cancelled: bool = False
@@ -47,7 +47,7 @@ def expected_gain(own: Sequence[float], others: Sequence[float], more: int) -> f
 
 
 @dataclass(frozen=True)
-class Plan:
+class CandidatePlan:
     """How candidates are handed out: at most ``n`` a question, unless it has a number of its own, ``wave`` at a time.
 
     Without ``stop_at`` and ``budget`` all ``n`` come at once. With ``stop_at`` a question is done when its best candidate's
@@ -78,7 +78,7 @@ class Plan:
         """Tell whether candidates come in several waves."""
         return self.stop_at is not None or self.budget is not None
 
-    def next_wave(self, sampled: Sequence[Sampled]) -> tuple[list[int], list[Ended | None]]:
+    def next_wave(self, sampled: Sequence[QuestionProgress]) -> tuple[list[int], list[Ended | None]]:
         """Return how many candidates each question gets now, and why those that get none have ended."""
         counts: list[int] = [0] * len(sampled)
         ended: list[Ended | None] = [None] * len(sampled)
@@ -90,35 +90,35 @@ class Plan:
             others = many or [p for j, other in enumerate(sampled) if j != i for p in other.probabilities]
             if len(others) < FEW:
                 others = [*others, *ANYTHING]
-            gain = expected_gain(one.probabilities, others, size) if one.begun and size else 1.0
+            gain = expected_gain(one.probabilities, others, size) if one.started and size else 1.0
             if one.cancelled:
                 ended[i] = "cancelled"
             elif size == 0:
                 ended[i] = "all"
             elif self.stop_at is not None and max(one.probabilities, default=0.0) >= self.stop_at:
                 ended[i] = "probability"
-            elif one.begun and gain < self.min_gain:
+            elif one.started and gain < self.min_gain:
                 ended[i] = "gain"
-            elif not one.begun or self.budget is None:
+            elif not one.started or self.budget is None:
                 counts[i] = size
             else:
-                worth.append((-gain * one.begun / max(one.tokens, 1), i))
+                worth.append((-gain * one.started / max(one.tokens, 1), i))
         self._spend(counts, ended, worth, sampled)
         return counts, ended
 
-    def _room(self, one: Sampled) -> int:
-        return (self.n if one.n is None else one.n) - one.begun
+    def _room(self, one: QuestionProgress) -> int:
+        return (self.n if one.n is None else one.n) - one.started
 
     def _spend(
-        self, counts: list[int], ended: list[Ended | None], worth: list[tuple[float, int]], sampled: Sequence[Sampled]
+        self, counts: list[int], ended: list[Ended | None], worth: list[tuple[float, int]], sampled: Sequence[QuestionProgress]
     ) -> None:
-        """Hand out what is left of the budget, the most useful first; ``worth`` is minus the gain per token, and whose."""
-        left = float(self.budget or 0) - sum(one.tokens for one in sampled)
+        """Hand out the remaining budget, the most useful first; ``worth`` is minus the gain per token, and whose."""
+        remaining = float(self.budget or 0) - sum(one.tokens for one in sampled)
         for _, i in sorted(worth):
-            cost = sampled[i].tokens / sampled[i].begun
-            size = min(self.wave, self._room(sampled[i]), int(left / max(cost, 1e-9)))
+            cost = sampled[i].tokens / sampled[i].started
+            size = min(self.wave, self._room(sampled[i]), int(remaining / max(cost, 1e-9)))
             if size < 1:
                 ended[i] = "budget"
                 continue
             counts[i] = size
-            left -= size * cost
+            remaining -= size * cost

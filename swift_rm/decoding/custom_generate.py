@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from swift_rm.capture.running_reward import RunningRewards
-from swift_rm.decoding.decoded_candidate import Decoded, Limits
+from swift_rm.decoding.decoded_candidate import DecodedCandidate
+from swift_rm.decoding.decoding_limits import DecodingLimits
 from swift_rm.decoding.loop import PromptBatch
 from swift_rm.decoding.pruning import Prune, get_prune
 from swift_rm.decoding.rank_decoded import decode_text
@@ -41,7 +42,7 @@ class BestOfNOutput(ModelOutput):
 
     sequences: Tensor | None = None
     rewards: Tensor | None = None
-    candidates: list[list[Decoded]] | None = None
+    candidates: list[list[DecodedCandidate]] | None = None
 
 
 class BestOfNDecoding:
@@ -77,7 +78,7 @@ class BestOfNDecoding:
             raise ValueError(f"select={select!r} reads the candidates' answers, for which the tokenizer is needed")
         self.select, self.answer = select, answer
         self.rm, self.n, self.prune, self.tokenizer = rm, n, get_prune(prune, rm), tokenizer
-        self.candidates: list[list[Decoded]] = []
+        self.candidates: list[list[DecodedCandidate]] = []
 
     def __call__(
         self,
@@ -103,7 +104,7 @@ class BestOfNDecoding:
             input_ids, logits_processor = input_ids[firsts], processors_of(logits_processor, firsts)
             model_kwargs = {name: rows_like(name, value, firsts, expanded) for name, value in model_kwargs.items()}
         batch = PromptBatch(model, input_ids, logits_processor, stopping_criteria, generation_config, running, model_kwargs)
-        decoding = batch.decode([prompt for prompt in range(len(batch)) for _ in range(self.n)], Limits(prune=self.prune))
+        decoding = batch.decode([prompt for prompt in range(len(batch)) for _ in range(self.n)], DecodingLimits(prune=self.prune))
         self.candidates = [[] for _ in range(len(batch))]
         for candidate in sorted(decoding.candidates, key=_order):
             self.candidates[candidate.prompt].append(candidate)
@@ -126,13 +127,13 @@ class BestOfNDecoding:
         return BestOfNOutput(sequences=sequences, rewards=rewards, candidates=self.candidates)
 
 
-def _order(candidate: Decoded) -> tuple[bool, bool, float]:
+def _order(candidate: DecodedCandidate) -> tuple[bool, bool, float]:
     """Sort whole responses first, then those cut short, then those without a reward, each by reward."""
     broken = candidate.reward != candidate.reward
     return broken, not candidate.complete, 0.0 if broken else -candidate.reward
 
 
-def _sequences(prompts: Tensor, chosen: Sequence[Decoded], config: GenerationConfig) -> Tensor:
+def _sequences(prompts: Tensor, chosen: Sequence[DecodedCandidate], config: GenerationConfig) -> Tensor:
     width = max(len(candidate.token_ids) for candidate in chosen)
     out = torch.full((len(chosen), prompts.shape[1] + width), pads_with(config), device=prompts.device)
     for row, candidate in enumerate(chosen):

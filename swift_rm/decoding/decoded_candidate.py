@@ -1,20 +1,15 @@
-"""What decoding gives, what a watcher sees of it, and what may end it early."""
+"""What the decoding loop returns: candidates, the batch they came in, and what a callback sees after each token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from swift_rm.selection.candidates import FinishReason
 from swift_rm.tokens.region import Flag
 
-if TYPE_CHECKING:
-    from swift_rm.decoding.pruning import Prune
-
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedCandidate:
     """One candidate: the prompt it answers, its tokens (end-of-sequence included), and what was read of them.
 
     ``logprob`` is the mean log-probability of its tokens under the model's own distribution. The reward is that of the
@@ -38,17 +33,17 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodedBatch:
     """What one batch gave: its candidates in the order asked for (after Ctrl-C: those that finished), and all its tokens."""
 
-    candidates: list[Decoded]
+    candidates: list[DecodedCandidate]
     tokens: int
     interrupted: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a watcher sees after a token: the rows still decoded, by candidate (numbered as asked for) and prompt.
+    """What a callback sees after a token: the rows still decoded, by candidate (numbered as asked for) and prompt.
 
     Prompts have the numbers by which the batch's maker knows them: the engine's are those of all that it was asked.
     """
@@ -57,19 +52,3 @@ class Step:
     prompts: list[int]
     token_ids: list[list[int]]
     partial_rewards: list[float]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may end candidates early: a pruning rule, with the rewards of each prompt's earlier candidates, and a token limit.
-
-    ``lengths`` are limits of single prompts, in new tokens a candidate. ``cancelled`` tells, token by token, which prompts
-    nobody wants to be answered any more. ``left`` hears of each candidate, by its number, as it leaves.
-    """
-
-    prune: Prune | None = None
-    earlier: Mapping[int, Sequence[float]] | None = None
-    tokens: int | None = None
-    lengths: Mapping[int, int] = field(default_factory=dict)
-    cancelled: Callable[[], Container[int]] | None = None
-    left: Callable[[int, Decoded], None] | None = None

@@ -1,4 +1,4 @@
-"""Many prompts, answered wave by wave: prompts in batches, memory that runs out, Ctrl-C, what was spent."""
+"""Answer many prompts: in batches and waves, retried when memory runs out, interrupted by Ctrl-C, with the tokens spent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from swift_rm.capture.running_reward import RunningRewards
-from swift_rm.decoding.candidate_budget import Plan, Sampled
-from swift_rm.decoding.decoded_candidate import Decoded, Decoding, Limits, Step
+from swift_rm.decoding.candidate_budget import CandidatePlan, QuestionProgress
+from swift_rm.decoding.decoded_candidate import DecodedBatch, DecodedCandidate, Step
+from swift_rm.decoding.decoding_limits import DecodingLimits
 from swift_rm.decoding.loop import PromptBatch
 from swift_rm.decoding.pruning import Prune
-from swift_rm.models.eval_mode import evaluating
+from swift_rm.models.eval_mode import in_eval_mode
 from swift_rm.models.generation_config import setting
 from swift_rm.sampling.generation import NEUTRAL, left_padded
 from swift_rm.selection.candidates import Ended
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
-Watch = Callable[[Callable[[], Step]], None]
-Left = Callable[[int, int, Decoded], None]
+StepCallback = Callable[[Callable[[], Step]], None]
+CandidateDone = Callable[[int, int, DecodedCandidate], None]
 
 
 class OutOfMemory(RuntimeError):
@@ -37,7 +38,7 @@ class OutOfMemory(RuntimeError):
 
 
 @dataclass
-class Asked:
+class PromptState:
     """One prompt: its candidates so far, the tokens spent on it, and why it gets no more.
 
     ``n`` and ``max_new_tokens`` are its own, if not those of the plan and of the settings, which must be no smaller. Another
@@ -48,9 +49,9 @@ class Asked:
     n: int | None = None
     max_new_tokens: int | None = None
     cancelled: bool = False
-    candidates: list[Decoded] = field(default_factory=list)
+    candidates: list[DecodedCandidate] = field(default_factory=list)
     tokens: int = 0
-    begun: int = 0
+    started: int = 0
     ended: Ended | None = None
 
     def whole(self) -> list[float]:
@@ -69,41 +70,53 @@ class Engine:
     tokenizer: PreTrainedTokenizerBase
     rm: SwiftRewardModel
     settings: Mapping[str, Any]
-    plan: Plan
+    plan: CandidatePlan
     prune: Prune | None
     processors: Callable[[int], Sequence[Any]] | None = None
 
     def answer(
-        self, asked: Sequence[Asked], seed: int, watch: Watch | None = None, batch_size: int = 8, left: Left | None = None
+        self,
+        asked: Sequence[PromptState],
+        seed: int,
+        on_step: StepCallback | None = None,
+        batch_size: int = 8,
+        on_done: CandidateDone | None = None,
     ) -> bool:
         """Decode the candidates of these prompts, ``batch_size`` at a time; False after Ctrl-C, with what had finished kept.
 
         Memory that runs out is tried again, once, with half of the rows, and said aloud; raises OutOfMemory, a RuntimeError,
-        if that does not help. ``left`` hears of each candidate as it leaves its batch: whose it is (a number in ``asked``),
-        its own number in the batch, as a watcher sees it, and what was decoded; twice where memory ran out in between.
+        if that does not help. ``on_step`` is called after each token with a function that returns the :class:`Step`.
+        ``on_done(place, number, candidate)`` is called when a candidate finishes or is dropped: the prompt's place in
+        ``asked``, the candidate's number in its batch, as a step has it, and what was decoded; twice where memory ran out.
         """
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), evaluating(self.model):
+            with torch.random.fork_rng(devices=devices), in_eval_mode(self.model):
                 torch.manual_seed(seed)
                 numbered = list(enumerate(asked))
                 parts = [numbered[start : start + batch_size] for start in range(0, len(asked), batch_size)]
                 batches = [batch for part in parts for batch in _halved(self._read, part, "prompts")]
-                done = self._waves(asked, batches, watch, left)
+                done = self._waves(asked, batches, on_step, on_done)
         except KeyboardInterrupt:
             done = False
         for one in asked:
             one.ended = one.ended or ("all" if done else "interrupted")
         return done
 
-    def _waves(self, asked: Sequence[Asked], batches: Sequence[PromptBatch], watch: Watch | None, left: Left | None) -> bool:
+    def _waves(
+        self,
+        asked: Sequence[PromptState],
+        batches: Sequence[PromptBatch],
+        on_step: StepCallback | None,
+        on_done: CandidateDone | None,
+    ) -> bool:
         while True:
             counts, ended = self.plan.next_wave([self._sampled(one) for one in asked])
             for one, reason in zip(asked, ended, strict=True):
                 one.ended = reason
             if not any(counts):
                 return True
-            capped = self.plan.budget is not None and any(one.begun for one in asked)  # every question gets one wave
+            capped = self.plan.budget is not None and any(one.started for one in asked)  # every question gets one wave
             for batch in batches:
                 own = [asked[number] for number in batch.numbers]
                 wanted = [0 if one.cancelled else counts[number] for number, one in zip(batch.numbers, own, strict=True)]
@@ -111,41 +124,50 @@ class Engine:
                 tokens = (self.plan.budget or 0) - sum(one.tokens for one in asked) if capped else None
                 if not rows or (tokens is not None and tokens < 1):
                     continue
-                if not self._decode(batch, rows, own, self._limits(batch, own, tokens, left), watch):
+                if not self._decode(batch, rows, own, self._limits(batch, own, tokens, on_done), on_step):
                     return False
 
-    def _limits(self, batch: PromptBatch, asked: Sequence[Asked], tokens: int | None, left: Left | None) -> Limits:
+    def _limits(
+        self, batch: PromptBatch, asked: Sequence[PromptState], tokens: int | None, on_done: CandidateDone | None
+    ) -> DecodingLimits:
         """Return what may end the candidates of a batch, whose prompts are ``asked``, early."""
         places = range(len(asked))
-        return Limits(
+        return DecodingLimits(
             self.prune, {place: asked[place].whole() for place in places}, tokens,
             {place: limit for place in places if (limit := asked[place].max_new_tokens) is not None},
             lambda: [place for place in places if asked[place].cancelled],
-            None if left is None else lambda number, one: left(batch.numbers[one.prompt], number, one),
+            None if on_done is None else lambda number, one: on_done(batch.numbers[one.prompt], number, one),
         )  # fmt: skip
 
-    def _decode(self, batch: PromptBatch, rows: list[int], asked: Sequence[Asked], limits: Limits, watch: Watch | None) -> bool:
+    def _decode(
+        self,
+        batch: PromptBatch,
+        rows: list[int],
+        asked: Sequence[PromptState],
+        limits: DecodingLimits,
+        on_step: StepCallback | None,
+    ) -> bool:
         """Decode one candidate per row of ``rows`` (places in the batch, which are ``asked``); False after Ctrl-C."""
 
-        def decode(part: Sequence[tuple[int, int]]) -> list[tuple[list[int], Decoding]]:
+        def decode(part: Sequence[tuple[int, int]]) -> list[tuple[list[int], DecodedBatch]]:
             places = [place for _, place in part]
-            return [(places, batch.decode(places, limits, watch, part[0][0]))]
+            return [(places, batch.decode(places, limits, on_step, part[0][0]))]
 
         for part, decoding in _halved(decode, list(enumerate(rows)), "candidates"):
             for candidate in decoding.candidates:
                 asked[candidate.prompt].candidates.append(candidate)
                 asked[candidate.prompt].tokens += len(candidate.token_ids)
             for place in part:
-                asked[place].begun += 1
+                asked[place].started += 1
             if decoding.interrupted:
                 return False
         return True
 
-    def _sampled(self, one: Asked) -> Sampled:
+    def _sampled(self, one: PromptState) -> QuestionProgress:
         rewards = [c.reward for c in one.candidates if c.complete]
-        return Sampled(self.rm.probability(rewards).tolist(), one.begun, one.tokens, one.n, one.cancelled)
+        return QuestionProgress(self.rm.probability(rewards).tolist(), one.started, one.tokens, one.n, one.cancelled)
 
-    def _read(self, part: Sequence[tuple[int, Asked]]) -> list[PromptBatch]:
+    def _read(self, part: Sequence[tuple[int, PromptState]]) -> list[PromptBatch]:
         """Let the model read some prompts, prepared as `generate` prepares them."""
         guide = self.prune.guide if self.prune is not None else None
         running = RunningRewards(self.model, self.rm, self.tokenizer, guide=guide)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from swift_rm.capture.running_reward import RunningRewards
-from swift_rm.decoding.decoded_candidate import Decoded, Decoding, Limits, Step
+from swift_rm.decoding.decoded_candidate import DecodedBatch, DecodedCandidate, Step
+from swift_rm.decoding.decoding_limits import DecodingLimits
 from swift_rm.models.kv_cache_rows import closed_up, keep_rows, refuse_cache, rows_like, take_rows
 from swift_rm.models.transformers_internals import (
     bound_to_rows,
@@ -33,7 +34,7 @@ class PromptBatch:
 
     Made inside ``model.generate``, which prepares logits processors, stopping criteria and cache; ``decode`` is its loop
     from there on. Raises ValueError for a cache whose rows cannot be repeated, and for settings that bind a row to its
-    place. ``numbers`` are those by which a watcher knows the prompts; 0, 1, ... if not told.
+    place. ``numbers`` are those by which a callback knows the prompts; 0, 1, ... if not told.
     """
 
     def __init__(
@@ -73,31 +74,31 @@ class PromptBatch:
     def decode(
         self,
         prompts: Sequence[int],
-        limits: Limits | None = None,
-        watch: Callable[[Callable[[], Step]], None] | None = None,
+        limits: DecodingLimits | None = None,
+        on_step: Callable[[Callable[[], Step]], None] | None = None,
         first: int = 0,
-    ) -> Decoding:
+    ) -> DecodedBatch:
         """Decode one candidate for each entry of ``prompts`` (places of prompts, repeated at will), in one batch.
 
-        After each token ``watch`` is given a function that tells where the rows are; candidates are numbered from ``first``
-        on. After Ctrl-C what had finished comes back.
+        After each token ``on_step`` is called with a function that returns the :class:`Step`; candidates are numbered from
+        ``first`` on. After Ctrl-C what had finished comes back.
         """
-        rows = Rows(self, prompts, limits or Limits(), first)
+        rows = Rows(self, prompts, limits or DecodingLimits(), first)
         with self.running.tap:
             try:
                 while rows.choose():
-                    if watch is not None:
-                        watch(rows.seen)
+                    if on_step is not None:
+                        on_step(rows.seen)
                     rows.forward()
             except KeyboardInterrupt:
-                return Decoding([rows.left[i] for i in sorted(rows.left)], rows.tokens, interrupted=True)
-        return Decoding([rows.left[i] for i in range(len(prompts))], rows.tokens)
+                return DecodedBatch([rows.done[i] for i in sorted(rows.done)], rows.tokens, interrupted=True)
+        return DecodedBatch([rows.done[i] for i in range(len(prompts))], rows.tokens)
 
 
 class Rows:
     """The rows of one batch that are still decoded, and the candidates that have left it."""
 
-    def __init__(self, source: PromptBatch, prompts: Sequence[int], limits: Limits, first: int = 0) -> None:
+    def __init__(self, source: PromptBatch, prompts: Sequence[int], limits: DecodingLimits, first: int = 0) -> None:
         self._source, self._running, self._limits, self._first = source, source.running, limits, first
         self._lengths = frozenset(limits.lengths.values())
         start = torch.tensor(list(prompts), dtype=torch.long, device=source.ids.device)
@@ -111,7 +112,7 @@ class Rows:
         self._prompts = list(prompts)  # of each candidate
         self._rows = list(range(len(prompts)))  # the candidate of each row
         self._ended: dict[int, FinishReason] = {}  # candidates that leave when the state of their last token has been read
-        self.left: dict[int, Decoded] = {}
+        self.done: dict[int, DecodedCandidate] = {}
         self.tokens = 0
 
     def choose(self) -> bool:
@@ -145,7 +146,7 @@ class Rows:
         self._logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=self._ids.device)
 
     def seen(self) -> Step:
-        """Return what a watcher sees."""
+        """Return what a callback sees of this step."""
         tokens = self._ids[:, self._source.ids.shape[1] :].tolist()
         candidates = [self._first + candidate for candidate in self._rows]
         prompts = [self._source.numbers[self._prompts[candidate]] for candidate in self._rows]
@@ -187,7 +188,7 @@ class Rows:
         return ended
 
     def _find_cancelled(self) -> dict[int, FinishReason]:
-        """Say which candidates nobody waits for any more, be their last token's state read or not."""
+        """Return the candidates of cancelled prompts, whether their last token's state is read or not."""
         if self._limits.cancelled is None or not (gone := self._limits.cancelled()):
             return {}
         cancelled = [candidate for candidate in self._rows if self._prompts[candidate] in gone]
@@ -204,20 +205,7 @@ class Rows:
         if limits.prune is None or not unfinished or not limits.prune.checks(length):
             return {}
         partial = dict(zip(self._rows, self._running.partial().tolist(), strict=True))
-        dropped: dict[int, FinishReason] = {}
-        for prompt in sorted({self._prompts[candidate] for candidate in unfinished}):
-            own = [candidate for candidate in unfinished if self._prompts[candidate] == prompt]
-            left = [one for one in self.left.values() if one.prompt == prompt]
-            pruned = sum(one.finish_reason == "pruned" for one in left)
-            ended = [one.partial for one in left if one.finish_reason != "pruned"]
-            ended += [
-                math.nan if reason == "not_finite" else partial[candidate]
-                for candidate, reason in self._ended.items() if self._prompts[candidate] == prompt
-            ]  # fmt: skip
-            ended += (limits.earlier or {}).get(prompt, [])
-            hopeless = limits.prune.hopeless(length, [partial[candidate] for candidate in own], ended, pruned)
-            dropped.update((candidate, "pruned") for candidate, drop in zip(own, hopeless, strict=True) if drop)
-        return dropped
+        return limits.to_prune(length, unfinished, partial, self._prompts, self._ended, self.done.values())
 
     def _leave(self, reasons: Mapping[int, FinishReason]) -> None:
         """Let these candidates go, as finished for the reason told; the other rows close up."""
@@ -236,11 +224,11 @@ class Rows:
                 nothing_read = flag == "region_empty" and reason != "not_finite"  # it said its end token, which is not read
                 reason, flag = "not_finite", flag if nothing_read else "not_finite"
                 reward = partial[row] = math.nan
-            self.left[candidate] = Decoded(
+            self.done[candidate] = DecodedCandidate(
                 self._prompts[candidate], tokens[row], reward, logprobs[row] / len(tokens[row]), reason, flag, partial[row]
             )
-            if self._limits.left is not None:
-                self._limits.left(self._first + candidate, self.left[candidate])
+            if self._limits.on_done is not None:
+                self._limits.on_done(self._first + candidate, self.done[candidate])
         staying = closed_up([candidate not in reasons for candidate in self._rows])
         rows = torch.tensor(staying, dtype=torch.long, device=self._ids.device)
         count = len(self._rows)

@@ -1,4 +1,4 @@
-"""Which candidates are hopeless while they are still being generated, told from the rewards of what is there so far."""
+"""Rules that drop hopeless candidates while they are generated, from the rewards so far."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ class Confidence:
         return [bool(scored) and not reward >= bar for reward in rewards]
 
 
-RULES: dict[str, type[Halving] | type[Confidence]] = {"halving": Halving, "confidence": Confidence}
+PRUNING_RULES: dict[str, type[Halving] | type[Confidence]] = {"halving": Halving, "confidence": Confidence}
 
 
 def get_prune(prune: Prune | str | None, rm: SwiftRewardModel) -> Prune | None:
     """Return a pruning rule by its name, or as it is; raise ValueError for an unknown name or a guide of other states."""
     if isinstance(prune, str):
-        if prune not in RULES:
-            raise ValueError(f"prune must be one of {sorted(RULES)}, or such a rule, got {prune!r}")
-        prune = RULES[prune]()
+        if prune not in PRUNING_RULES:
+            raise ValueError(f"prune must be one of {sorted(PRUNING_RULES)}, or such a rule, got {prune!r}")
+        prune = PRUNING_RULES[prune]()
     if prune is not None and prune.guide is not None:
         check_guide(rm, prune.guide)
     return prune

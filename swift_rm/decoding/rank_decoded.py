@@ -1,12 +1,12 @@
-"""From what the engine decoded for a question to its candidates, ranked, with one chosen."""
+"""Rank the candidates that the engine decoded for a question, and choose one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.decoding.decoded_candidate import Decoded
-from swift_rm.decoding.engine import Asked
+from swift_rm.decoding.decoded_candidate import DecodedCandidate
+from swift_rm.decoding.engine import PromptState
 from swift_rm.selection.candidates import BestOfN, Candidate, ranked, why_no_reward
 from swift_rm.tasks.answers import find_answer
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
     from swift_rm.reward.reward_model import SwiftRewardModel
 
-External = Callable[[list[Any], list[str]], Sequence[float]]
+ExternalReward = Callable[[list[Any], list[str]], Sequence[float]]
 
 
 def result_of(
     rm: SwiftRewardModel,
     prompt: Any,
-    asked: Asked,
+    asked: PromptState,
     texts: Sequence[str],
     n: int,
     rule: str,
     answer: Callable[[str], str | None] = find_answer,
-    external: External | None = None,
+    external: ExternalReward | None = None,
 ) -> BestOfN:
     """Rank one question's candidates, whose ``texts`` are given, and choose; raise ValueError if none has a reward."""
     whole = [one for one in asked.candidates if one.complete]
@@ -39,13 +39,13 @@ def result_of(
         said = dict(zip(at, _ask(external, [prompt] * len(at), [texts[i] for i in at]), strict=True))
     candidates = candidates_of(rm, asked.candidates, texts, answer, said)
     mean = sum(len(one.token_ids) for one in whole) / len(whole)
-    saved = sum(max(0.0, mean - len(one.token_ids)) for one in asked.candidates if not one.complete) + mean * (n - asked.begun)
+    saved = sum(max(0.0, mean - len(one.token_ids)) for one in asked.candidates if not one.complete) + mean * (n - asked.started)
     return ranked(prompt, candidates, rule, asked.tokens, round(saved), asked.ended or "all")
 
 
 def candidates_of(
     rm: SwiftRewardModel,
-    decoded: Sequence[Decoded],
+    decoded: Sequence[DecodedCandidate],
     texts: Sequence[str],
     answer: Callable[[str], str | None] = find_answer,
     external: Mapping[int, float] | None = None,
@@ -59,13 +59,13 @@ def candidates_of(
     ]  # fmt: skip
 
 
-def _ask(external: External, prompts: list[Any], texts: list[str]) -> list[float]:
+def _ask(external: ExternalReward, prompts: list[Any], texts: list[str]) -> list[float]:
     rewards = [float(reward) for reward in external(prompts, texts)]
     if len(rewards) != len(texts):
         raise ValueError(f"the external reward function gave {len(rewards)} rewards for {len(texts)} responses")
     return rewards
 
 
-def decode_text(tokenizer: PreTrainedTokenizerBase, one: Decoded) -> str:
+def decode_text(tokenizer: PreTrainedTokenizerBase, one: DecodedCandidate) -> str:
     """Return a candidate's text as answers are read from it, without special tokens."""
     return str(tokenizer.decode(one.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

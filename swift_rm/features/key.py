@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swift_rm.capture.state_recorder import Recording
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.features.quantised import STORE_DTYPES, StoreDtype, is_quantised, torch_dtype
 from swift_rm.models.model_shape import model_shape
 from swift_rm.reward.config import POSITIONS, Position, SwiftConfig, resolve_layer
@@ -85,9 +85,9 @@ class FeatureKey:
         return None if is_quantised(self.dtype) else torch_dtype(self.dtype)
 
     @property
-    def recording(self) -> Recording:
+    def recording(self) -> RecordingSpec:
         """Return which states a recorder has to keep for a store of this key."""
-        return Recording(self.layers, self.positions)
+        return RecordingSpec(self.layers, self.positions)
 
     def kept(self, tokens: int, position: Position | None = None) -> Sequence[int]:
         """Return which recorded rows of a response of R ``tokens`` the stride keeps, of one ``position`` or of all.
@@ -96,8 +96,8 @@ class FeatureKey:
         """
         positions = self.positions if position is None else (position,)
         if self.stride == 1:
-            return Recording(self.layers, positions).rows(tokens)
-        each = [Recording(self.layers, (one,)).rows(tokens)[::-1][:: self.stride] for one in positions]
+            return RecordingSpec(self.layers, positions).rows(tokens)
+        each = [RecordingSpec(self.layers, (one,)).rows(tokens)[::-1][:: self.stride] for one in positions]
         return sorted(set().union(*each))
 
     def config(self, position: Position | None = None, region: str = "response", **more: Any) -> SwiftConfig:

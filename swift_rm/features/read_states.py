@@ -15,7 +15,7 @@ from swift_rm.features.quantised import dequantise
 from swift_rm.features.row_selection import View, mark_rows, view_of, view_rows
 from swift_rm.records.rollouts import Rollout, labels_of, question_numbers
 from swift_rm.reward.config import SwiftConfig
-from swift_rm.scoring.teacher_forced_states import packed_features, states_named, without_ends
+from swift_rm.scoring.teacher_forced_states import drop_end_tokens, packed_features, states_named
 from swift_rm.tokens.encoding import Encoded, check_ids
 from swift_rm.tokens.region import Region
 
@@ -158,7 +158,7 @@ def extract_features(
     masks, flags = mark_rows(found, held)
     encoded = [Encoded(r.prompt_ids, r.response_ids, Region(rows)) for r, rows in zip(rollouts, held, strict=True)]
     if config.source == "top_logprobs":  # whose region is the whole response, so that there are no masks
-        encoded = without_ends(model, config.source, encoded)
+        encoded = drop_end_tokens(model, config.source, encoded)
         held = [one.region.tokens for one in encoded]
         for i, rows in enumerate(held):
             if not len(rows):

@@ -15,7 +15,7 @@ from swift_rm.features.index import ShardEntry, read_index
 from swift_rm.features.read_states import Features
 from swift_rm.features.row_selection import View, mark_rows, view_masks, view_rows
 from swift_rm.features.shard_file import ShardHead, map_states, read_head
-from swift_rm.reward.config import Source
+from swift_rm.reward.config import StateSource
 from swift_rm.tokens.region import WHOLE
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class FeatureStore:
     unless ``verify`` is False.
     """
 
-    states_source: ClassVar[Source] = "hidden"  # of no other: logits would fill any disk, log-probabilities are in the records
+    states_source: ClassVar[StateSource] = (
+        "hidden"  # of no other: logits would fill any disk, log-probabilities are in the records
+    )
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from swift_rm.capture.state_recorder import Recording
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.features.index import INDEX, SHARDS, FeatureIndex, ShardEntry, entries_in_order, read_index, shard_name
 from swift_rm.features.key import FeatureKey
 from swift_rm.features.shard_build import Held, PendingResponse, build_shard, held_in, relabel_shard
@@ -61,7 +61,7 @@ class FeatureWriter:
         self._failed = False
 
     @property
-    def recording(self) -> Recording:
+    def recording(self) -> RecordingSpec:
         """Return which states :meth:`add` takes."""
         return self.key.recording
 

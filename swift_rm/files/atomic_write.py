@@ -1,4 +1,4 @@
-"""How files are written: whole, to a temporary name, fsynced and renamed, so that no reader ever sees half a file."""
+"""Write files whole: to a temporary name, fsynced and renamed, so that no reader ever sees half a file."""
 
 from __future__ import annotations
 

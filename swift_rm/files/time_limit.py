@@ -1,4 +1,4 @@
-"""A time limit around one call of somebody else's function, and what came of it: a value, an exception, or nothing in time."""
+"""Call a function within a time limit: its value, its exception, or nothing in time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Value]):
+class CallOutcome(Generic[Value]):
     """What a call came to: its ``value``, or the ``error`` that it raised."""
 
     value: Value | None = None
@@ -25,7 +25,7 @@ class _TimeUp(BaseException):
     """The alarm, inside the call."""
 
 
-def call_within(limit_s: float | None, function: Callable[[], Value]) -> Outcome[Value] | None:
+def call_within(limit_s: float | None, function: Callable[[], Value]) -> CallOutcome[Value] | None:
     """Call a function; None if it took longer than ``limit_s`` seconds.
 
     In the main thread an alarm (SIGALRM) ends the call, even within a regular expression or a large power, which hold the
@@ -38,13 +38,13 @@ def call_within(limit_s: float | None, function: Callable[[], Value]) -> Outcome
     return _with_alarm(limit_s, function) if _alarm_is_free() else _in_thread(limit_s, function)
 
 
-def _attempt(function: Callable[[], Value]) -> Outcome[Value]:
+def _attempt(function: Callable[[], Value]) -> CallOutcome[Value]:
     try:
-        return Outcome(function())
+        return CallOutcome(function())
     except _TimeUp:
         raise
     except BaseException as error:  # nothing is swallowed: the caller gets it, an interrupt included
-        return Outcome(error=error)
+        return CallOutcome(error=error)
 
 
 def _alarm_is_free() -> bool:
@@ -55,7 +55,7 @@ def _alarm_is_free() -> bool:
     )
 
 
-def _with_alarm(limit_s: float, function: Callable[[], Value]) -> Outcome[Value] | None:
+def _with_alarm(limit_s: float, function: Callable[[], Value]) -> CallOutcome[Value] | None:
     waiting = True
 
     def expire(number: int, frame: FrameType | None) -> None:
@@ -75,8 +75,8 @@ def _with_alarm(limit_s: float, function: Callable[[], Value]) -> Outcome[Value]
         return None
 
 
-def _in_thread(limit_s: float, function: Callable[[], Value]) -> Outcome[Value] | None:
-    done: queue.SimpleQueue[Outcome[Value]] = queue.SimpleQueue()
+def _in_thread(limit_s: float, function: Callable[[], Value]) -> CallOutcome[Value] | None:
+    done: queue.SimpleQueue[CallOutcome[Value]] = queue.SimpleQueue()
     threading.Thread(target=lambda: done.put(_attempt(function)), daemon=True).start()
     try:
         return done.get(timeout=limit_s)

@@ -10,7 +10,7 @@ from swift_rm.integrations.model_cache import forget, models
 from swift_rm.records.rollouts import Prompt
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.scoring.score import score
-from swift_rm.tokens.encoding import Response
+from swift_rm.tokens.encoding import ResponseInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def best_of_n_generate(
 def rank(
     model: str | PreTrainedModel,
     inputs: Sequence[Prompt | Sequence[int]],
-    candidates: Sequence[Sequence[Response]],
+    candidates: Sequence[Sequence[ResponseInput]],
     *,
     reward_model: str | SwiftRewardModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -62,7 +62,7 @@ def rank(
     if empty := [place for place, some in enumerate(candidates) if not some]:
         raise ValueError(f"input {empty[0]} has no candidates to rank")
     loaded = models(model, reward_model, tokenizer=tokenizer, device=device, dtype=dtype)
-    keys: list[list[Response]] = [[one if isinstance(one, str) else tuple(one) for one in some] for some in candidates]
+    keys: list[list[ResponseInput]] = [[one if isinstance(one, str) else tuple(one) for one in some] for some in candidates]
     each = [(place, key) for place, some in enumerate(keys) for key in dict.fromkeys(some)]  # equal ones once: they are to tie
     rewards = score(*loaded, [inputs[place] for place, _ in each], [key for _, key in each], **settings)
     told = dict(zip(each, rewards, strict=True))

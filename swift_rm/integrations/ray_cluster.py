@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from swift_rm.files.time_limit import Outcome, call_within
+from swift_rm.files.time_limit import CallOutcome, call_within
 
 Row = dict[str, Any]
 
@@ -103,7 +103,7 @@ def watched(rows: Iterable[Row], addresses: Sequence[str]) -> Generator[Row, Non
 
     Ray itself would end the process, after a while and without a word.
     """
-    found: queue.SimpleQueue[Outcome[Row | None]] = queue.SimpleQueue()
+    found: queue.SimpleQueue[CallOutcome[Row | None]] = queue.SimpleQueue()
     wanted = threading.Semaphore(1)  # one row is fetched while the one before it is worked on
     stopped = threading.Event()
 

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.decoding.candidate_budget import Plan
-from swift_rm.decoding.engine import Asked, Engine
+from swift_rm.decoding.candidate_budget import CandidatePlan
+from swift_rm.decoding.engine import Engine, PromptState
 from swift_rm.decoding.rank_decoded import candidates_of, decode_text
 from swift_rm.reward.identity import check_base_model
 from swift_rm.sampling.generation import sampling_settings, seed_for
 from swift_rm.scoring.score import score
 from swift_rm.selection.candidates import Candidate
-from swift_rm.tokens.stop_text import cut
+from swift_rm.tokens.stop_text import cut_at_stop_string
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,8 +62,8 @@ class CandidateSampler:
             generation_kwargs = {**generation_kwargs, "temperature": None, "do_sample": False}
         given = {name: value for name, value in generation_kwargs.items() if value is not None}
         settings = sampling_settings(self.model, max(map(len, prompts)), max(counts), max_new_tokens, given)
-        asked = [Asked(ids, count) for ids, count in zip(prompts, counts, strict=True)]
-        engine = Engine(self.model, self.tokenizer, self.rm, settings, Plan(max(counts), max(counts)), None)
+        asked = [PromptState(ids, count) for ids, count in zip(prompts, counts, strict=True)]
+        engine = Engine(self.model, self.tokenizer, self.rm, settings, CandidatePlan(max(counts), max(counts)), None)
         key = seed_for(self.seed if seed is None else seed, [list(ids) for ids in prompts])
         with _RUNNING:
             self._asked[key] += 1
@@ -71,7 +71,7 @@ class CandidateSampler:
                 raise KeyboardInterrupt
         stops = given.get("stop_strings") or ()
         stops = (stops,) if isinstance(stops, str) else stops
-        texts = [[cut(decode_text(self.tokenizer, one), stops) for one in own.candidates] for own in asked]
+        texts = [[cut_at_stop_string(decode_text(self.tokenizer, one), stops) for one in own.candidates] for own in asked]
         return [candidates_of(self.rm, own.candidates, said) for own, said in zip(asked, texts, strict=True)]
 
     def score(self, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[float]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from swift_rm.reward.reward_model import SwiftRewardModel
-    from swift_rm.tokens.encoding import Prompt, Response
+    from swift_rm.tokens.encoding import PromptInput, ResponseInput
 
 
 class SwiftReward:
@@ -48,9 +48,9 @@ class SwiftReward:
 
     def __call__(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[PromptInput],
         completions: Sequence[Any],
-        completion_ids: Sequence[Response] | None = None,
+        completion_ids: Sequence[ResponseInput] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """Return a reward for each completion, None where its states are not finite; log the probabilities."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from swift_rm.integrations.whole_text import WholeText
-from swift_rm.models.generation_config import own_ends
+from swift_rm.models.generation_config import model_end_tokens
 from swift_rm.reward.identity import check_base_model
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.scoring.score import score_encoded
@@ -44,7 +44,7 @@ class SwiftRewardModule(PreTrainedModel):  # type: ignore[no-untyped-call]
         config.name_or_path = model.name_or_path  # TRL loads the tokenizer by it, if it is given none
         super().__init__(config)
         self.language_model, self.reward_model, self.tokenizer, self.batch_size = model, rm, tokenizer, batch_size
-        self.texts = WholeText(tokenizer, own_ends(model), start, chat_template_kwargs)
+        self.texts = WholeText(tokenizer, model_end_tokens(model), start, chat_template_kwargs)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, prompt_lengths: Tensor | None = None, **_: Any

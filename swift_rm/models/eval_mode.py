@@ -1,4 +1,4 @@
-"""Read a model as it answers, not as it trains: without dropout."""
+"""Switch a model to evaluation mode, without dropout, for a block of code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and back where it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -55,11 +55,11 @@ def other_decoding(model: PreTrainedModel, settings: Mapping[str, Any]) -> str |
     return None
 
 
-def own_ends(model: PreTrainedModel) -> frozenset[int]:
+def model_end_tokens(model: PreTrainedModel) -> frozenset[int]:
     """Return the ids of the tokens with which a model says by itself that its response is done."""
     return frozenset(end_tokens_of(model, {}).tolist())
 
 
-def says_nothing(ends: frozenset[int], response_ids: Sequence[int]) -> bool:
+def is_only_end_token(ends: frozenset[int], response_ids: Sequence[int]) -> bool:
     """Tell whether a response is one of the end tokens ``ends`` alone."""
     return len(response_ids) == 1 and response_ids[0] in ends

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swift_rm.capture.logits_tap import LogitsTap
-from swift_rm.capture.tap import HiddenStateTap, States, model_shape
+from swift_rm.capture.tap import HiddenStateTap, LayerStates, model_shape
 
 TOLERANCE = 0.02  # off the CPU, as a fraction of a layer's largest absolute value: a few units of bfloat16's precision
 NEW_TOKENS = 5
@@ -111,7 +111,7 @@ def _generate(model: Any, inputs: Mapping[str, Tensor], layers: Sequence[int]) -
     if not hasattr(model, "generate"):
         return False, f"{type(model).__name__} cannot generate: load it with its language-modelling head"
     expected = model.generate(**inputs, **_SETTINGS, output_hidden_states=True)
-    calls: list[States] = []
+    calls: list[LayerStates] = []
     with HiddenStateTap(model, layers, on_forward=calls.append) as tap:
         got = model.generate(**inputs, **_SETTINGS)
     if not torch.equal(got.sequences, expected.sequences):
@@ -137,7 +137,7 @@ def _logits(model: Any, inputs: Mapping[str, Tensor]) -> tuple[bool, str]:
     return whole and generated, detail if not whole or generated else said
 
 
-def _compare(got: States, expected: States) -> tuple[bool, str]:
+def _compare(got: LayerStates, expected: LayerStates) -> tuple[bool, str]:
     shapes = [layer for layer in expected if got[layer].shape != expected[layer].shape]
     if shapes:
         layer = shapes[0]
@@ -169,7 +169,7 @@ class _Interruption(RuntimeError):
 
 
 def _hooks_gone(model: Any, inputs: Mapping[str, Tensor], layers: Sequence[int]) -> tuple[bool, str]:
-    def interrupt(states: States) -> None:
+    def interrupt(states: LayerStates) -> None:
         raise _Interruption
 
     before = _count_hooks(model)

@@ -1,4 +1,4 @@
-"""Responses that are given twice: curves and votes would count them twice."""
+"""Refuse files and responses that are given twice: curves and votes would count them twice."""
 
 from __future__ import annotations
 

@@ -11,9 +11,13 @@ from swift_rm.files.text import counted
 from swift_rm.reward.config import SwiftConfig
 
 CARD_MARK = "library_name: swift-rm"
-TITLES = {"hidden": "Hidden-state", "logits": "Logits", "top_logprobs": "Log-probabilities"}
-READS = {"hidden": "the hidden states", "logits": "the output logits", "top_logprobs": "the log-probabilities of the tokens"}
-TAGS = {"hidden": "hidden-states", "logits": "logits", "top_logprobs": "logprobs"}
+SOURCE_TITLES = {"hidden": "Hidden-state", "logits": "Logits", "top_logprobs": "Log-probabilities"}
+SOURCE_READS = {
+    "hidden": "the hidden states",
+    "logits": "the output logits",
+    "top_logprobs": "the log-probabilities of the tokens",
+}
+SOURCE_TAGS = {"hidden": "hidden-states", "logits": "logits", "top_logprobs": "logprobs"}
 
 
 def model_card(config: SwiftConfig, parameters: int, results: Sequence[str] = ()) -> str:
@@ -23,16 +27,16 @@ def model_card(config: SwiftConfig, parameters: int, results: Sequence[str] = ()
     """
     base = config.base_model or "not recorded"
     hub_id = base.count("/") == 1 and not base.startswith((".", "/"))
-    front = ["---", CARD_MARK, f"tags: [reward-model, {TAGS[config.source]}, best-of-n, swift]"]
+    front = ["---", CARD_MARK, f"tags: [reward-model, {SOURCE_TAGS[config.source]}, best-of-n, swift]"]
     front += [f"base_model: {json.dumps(base)}"] if hub_id else []
     training = "\n".join(f"| {key} | {_cell(value)} |" for key, value in config.training.items()) or "| not recorded | |"
     return "\n".join(
         [
             *front,
             "---",
-            f"# {TITLES[config.source]} reward model",
+            f"# {SOURCE_TITLES[config.source]} reward model",
             "",
-            f"{_kind(config, parameters)} {READS[config.source]} of a language model while it",
+            f"{_kind(config, parameters)} {SOURCE_READS[config.source]} of a language model while it",
             "generates and says how likely the response is right. Made with `swift-rm` (method: SWIFT, arXiv 2505.12225).",
             "It is of use with its base model only.",
             "",

@@ -11,9 +11,9 @@ from swift_rm.reward.logprob_features import VERSION, feature_names
 from swift_rm.reward.logprobs import MOST_ALTERNATIVES
 from swift_rm.tokens.region import parse_region
 
-Source = Literal["hidden", "logits", "top_logprobs"]
+StateSource = Literal["hidden", "logits", "top_logprobs"]
 Position = Literal["generating", "token"]
-SOURCES = ("hidden", "logits", "top_logprobs")
+STATE_SOURCES = ("hidden", "logits", "top_logprobs")
 POSITIONS = ("generating", "token")
 
 
@@ -41,7 +41,7 @@ class SwiftConfig:
     layers: tuple[int, ...]
     base_model: str | None = None
     base_revision: str | None = None
-    source: Source = "hidden"
+    source: StateSource = "hidden"
     position: Position = "generating"
     region: str = "response"
     gate: bool = True
@@ -59,8 +59,8 @@ class SwiftConfig:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.hidden_size < 1:
             raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size}")
-        if self.source not in SOURCES:
-            raise ValueError(f"source must be one of {SOURCES}, got {self.source!r}")
+        if self.source not in STATE_SOURCES:
+            raise ValueError(f"source must be one of {STATE_SOURCES}, got {self.source!r}")
         if self.position not in POSITIONS:
             raise ValueError(f"position must be one of {POSITIONS}, got {self.position!r}")
         parse_region(self.region)

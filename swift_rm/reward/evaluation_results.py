@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResultEntry
 
 FIGURES, RESULTS = "swift_evaluation.json", ".eval_results"
-RULES = ("swift_shrunk", "swift_best", "swift_vote")
-FILES = (*(f"{RESULTS}/{rule}.yaml" for rule in RULES), FIGURES)  # all that may be written, and is ours to remove
+REPORTED_RULES = ("swift_shrunk", "swift_best", "swift_vote")
+EVALUATION_FILES = (
+    *(f"{RESULTS}/{rule}.yaml" for rule in REPORTED_RULES),
+    FIGURES,
+)  # all that may be written, and is ours to remove
 MAIN = ("questions", "n", "accuracy", "auroc_within", "dataset", "date")
 
 
@@ -55,7 +58,7 @@ def result_entries(evaluation: Mapping[str, Any], base_model: str | None) -> dic
             f"rule {rule}, 95 % interval [{_percent(accuracy[rule], 'low')}, {_percent(accuracy[rule], 'high')}], "
             f"{counted(evaluation['questions'], 'question')}{'; ' if beside else ''}{', '.join(beside)}",
         )
-        for rule in RULES if rule in accuracy
+        for rule in REPORTED_RULES if rule in accuracy
     }  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def save_evaluation(folder: Path, config: SwiftConfig, figures: Mapping[str, Any
     }
     if figures is not None:
         contents[FIGURES] = json.dumps(finite(figures), indent=1, allow_nan=False) + "\n"
-    for name in FILES:
+    for name in EVALUATION_FILES:
         if name in contents:
             (folder / name).parent.mkdir(exist_ok=True)
             write_whole(folder / name, contents[name])

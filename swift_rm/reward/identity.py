@@ -92,15 +92,15 @@ def check_base(
 
 def check_sampled_by(rollouts: Sequence[Rollout], model: PreTrainedModel) -> None:
     """Warn, with counts, if rollouts were sampled by another model than the one whose states are about to be read."""
-    warn_of_others(rollouts, model_identity(model)["id"], "whose states are read", stacklevel=4)
+    warn_of_others(rollouts, (name := model_identity(model)["id"]), f"but the states of {name} are read", stacklevel=4)
 
 
-def warn_of_others(rollouts: Sequence[Rollout], name: str, which: str, *, stacklevel: int = 3) -> None:
-    """Warn, with counts, of rollouts that another model sampled than the one called ``name``; ``which`` says what it is."""
+def warn_of_others(rollouts: Sequence[Rollout], name: str, consequence: str, *, stacklevel: int = 3) -> None:
+    """Warn, with counts, of rollouts that another model than ``name`` sampled; ``consequence`` ends the sentence."""
     others = Counter(rollout.model["id"] for rollout in rollouts if rollout.model.get("id", name) != name)
     if others:
         warnings.warn(
-            f"{others.total()} of {len(rollouts)} rollouts were sampled by {', '.join(others)}, not by {name}, {which}",
+            f"{others.total()} of {len(rollouts)} rollouts were sampled by {', '.join(others)}, {consequence}",
             stacklevel=stacklevel,
         )
 

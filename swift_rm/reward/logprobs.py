@@ -1,4 +1,4 @@
-"""What is known of a response where only log-probabilities are to be had: each token's, and those of its alternatives."""
+"""The log-probabilities of a response as an API returns them: each token's, and those of its alternatives."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ def sampled_by(rollouts: Sequence[Rollout]) -> Mapping[str, Any]:
     known = Counter(rollout.model["id"] for rollout in rollouts if rollout.model.get("id"))
     if len(known) != 1:
         if known:
-            warn_of_others(rollouts, next(iter(known)), "which is not recorded as the base model therefore")
+            name = next(iter(known))
+            warn_of_others(rollouts, name, f"so {name} is not recorded as the base model")
         return {"base_model": None, "base_revision": None}
     revisions = {rollout.model.get("revision") for rollout in rollouts if rollout.model.get("id")}
     return {"base_model": next(iter(known)), "base_revision": revisions.pop() if len(revisions) == 1 else None}

@@ -20,7 +20,7 @@ from swift_rm.files.atomic_write import write_whole
 from swift_rm.reward.calibration import Calibration
 from swift_rm.reward.card import CARD_MARK, model_card
 from swift_rm.reward.config import SwiftConfig
-from swift_rm.reward.evaluation_results import FIGURES, FILES, load_figures, main_figures, save_evaluation
+from swift_rm.reward.evaluation_results import EVALUATION_FILES, FIGURES, load_figures, main_figures, save_evaluation
 from swift_rm.reward.head import GatedHead, TokenScores
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -94,7 +94,7 @@ class SwiftRewardModel(nn.Module, PyTorchModelHubMixin):
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override,unused-ignore]
         """Upload what ``save_pretrained`` writes; files of an earlier evaluation are deleted there, as they are in a folder."""
-        return str(super().push_to_hub(repo_id, **{"delete_patterns": list(FILES), **kwargs}))
+        return str(super().push_to_hub(repo_id, **{"delete_patterns": list(EVALUATION_FILES), **kwargs}))
 
     @classmethod
     def from_pretrained(  # type: ignore[override,unused-ignore]

@@ -1,4 +1,4 @@
-"""Who runs the language model: this process, or others that hold a replica of it each."""
+"""Run functions of a language model: in this process, or in others that hold a replica of it each."""
 
 from __future__ import annotations
 

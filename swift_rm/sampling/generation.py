@@ -12,8 +12,8 @@ from torch import Tensor
 
 from swift_rm.capture.state_recorder import StateRecorder
 from swift_rm.capture.token_statistics import StatisticsRecorder, TokenStatistics
-from swift_rm.models.eval_mode import evaluating
-from swift_rm.models.generation_config import end_tokens_of, own_ends, refuse_other_decoding
+from swift_rm.models.eval_mode import in_eval_mode
+from swift_rm.models.generation_config import end_tokens_of, model_end_tokens, refuse_other_decoding
 from swift_rm.reward.logprobs import TokenLogprobs
 from swift_rm.tokens.stop_text import StopText
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_NEW_TOKENS = 1024
-PLAIN = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+DEFAULT_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 # What a model's own generation_config may ask for beside them, switched off; a user's keyword switches it on again.
 NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": None, "typical_p": 1.0, "num_beams": 1}
-OURS = {
+RESERVED_KEYWORDS = {
     "input_ids", "inputs", "inputs_embeds", "attention_mask", "num_return_sequences", "generation_config",
     "return_dict_in_generate",
     "output_scores", "output_logits", "output_hidden_states", "streamer", "tokenizer", "pad_token_id", "max_length",
@@ -32,7 +32,7 @@ OURS = {
 
 
 @dataclass(frozen=True)
-class Response:
+class SampledResponse:
     """One sampled response: its tokens (end-of-sequence included), why it ended, and statistics per token ``[R]``.
 
     ``logprobs`` are those of the likeliest tokens as well, if asked for; ``ended`` tells whether the last token is one of the
@@ -57,7 +57,9 @@ class Response:
 def sampling_settings(
     model: PreTrainedModel, longest_prompt: int, n: int, max_new_tokens: int | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the settings of `generate`: plain sampling unless told otherwise, as long as the context holds, up to 1,024.
+    """Return the settings of `generate`: plain sampling of at most 1,024 new tokens, fewer if the context is full.
+
+    A user's ``settings`` and ``max_new_tokens`` replace these.
 
     Raises ValueError where the prompt leaves no room, for decoding that is no sampling of independent rows, and for
     keywords that are not the user's to set.
@@ -67,14 +69,14 @@ def sampling_settings(
             raise ValueError(f"{name}={settings[name]!r} is not supported: candidates are sampled row by row")
     if settings.get("do_sample") is False and n > 1:
         raise ValueError(f"do_sample=False gives {n} equal responses: sample, or ask for one")
-    if taken := sorted(OURS & set(settings)):
+    if taken := sorted(RESERVED_KEYWORDS & set(settings)):
         raise ValueError(f"{taken[0]} cannot be passed on to `generate` here; give single settings such as temperature=0.7")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = limit - longest_prompt if limit else max(DEFAULT_NEW_TOKENS, max_new_tokens or 0)
     if room < (max_new_tokens or 1):
         wanted = f"{max_new_tokens} new tokens" if max_new_tokens else "a response"
         raise ValueError(f"a prompt of {longest_prompt} tokens leaves no room for {wanted}: the model's context is {limit}")
-    plain = {"do_sample": False} if settings.get("do_sample") is False else PLAIN
+    plain = {"do_sample": False} if settings.get("do_sample") is False else DEFAULT_SAMPLING
     return {**plain, "max_new_tokens": max_new_tokens or min(room, DEFAULT_NEW_TOKENS), **settings}
 
 
@@ -92,7 +94,7 @@ def generate_responses(
     settings: Mapping[str, Any],
     states: StateRecorder | None = None,
     top_logprobs: int | None = None,
-) -> list[list[Response]]:
+) -> list[list[SampledResponse]]:
     """Sample ``n`` responses for each prompt in one batch; the global random state is left as it was.
 
     ``states``, inside its ``with`` block, records the hidden states of the rows: ``n`` for each prompt, prompt after prompt.
@@ -110,7 +112,7 @@ def generate_responses(
         refuse_other_decoding(model, {**NEUTRAL, **passed})
     watching = [ends] if states is None else [states, ends]
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(), evaluating(model):
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), in_eval_mode(model):
         torch.manual_seed(seed)
         out = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, num_return_sequences=n, logits_processor=processors,
@@ -119,7 +121,7 @@ def generate_responses(
         stops = ends.lengths(end_tokens(model, settings), out)
         if states is not None:
             states.finish([stop in (None, out.shape[1] - width) for stop in stops])
-    statistics, own = recorder.finish(out), own_ends(model)
+    statistics, own = recorder.finish(out), model_end_tokens(model)
     rows = [
         _response(tokenizer, tokens, stops[row], statistics.row(row), own, top_logprobs is not None)
         for row, tokens in enumerate(out[:, width:].tolist())
@@ -179,12 +181,12 @@ def _response(
     said: TokenStatistics,
     ends: frozenset[int],
     with_top: bool,
-) -> Response:
+) -> SampledResponse:
     length = stop or len(tokens)
     logprob, confidence, certainty, top = (part[:length].tolist() for part in vars(said).values())
     text = tokenizer.decode(tokens[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     reason = "stop" if stop else "length"
-    return Response(
+    return SampledResponse(
         tokens[:length], str(text), reason, logprob, confidence, sum(certainty) / length, tokens[length - 1] in ends,
         TokenLogprobs.of(logprob, top) if with_top else None,
     )  # fmt: skip

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from swift_rm.capture.state_recorder import Recording
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.files.jsonl_appender import LineAppender
-from swift_rm.records.resume_check import checker, first_limit
-from swift_rm.records.rollout_index import KeptRollouts, Key
+from swift_rm.records.resume import Key, StoredRollouts, first_limit, resume_check
 from swift_rm.records.rollouts import Prompt, Rollout
 from swift_rm.reward.identity import model_identity
 from swift_rm.reward.logprobs import MOST_ALTERNATIVES
 from swift_rm.sampling.batch_runner import InProcess, Workers
-from swift_rm.sampling.batch_sampler import Draw, Drawing, Drawn
+from swift_rm.sampling.batch_sampler import BatchSampler, SampleJob, SampleJobResult
 from swift_rm.sampling.generation import sampling_settings
 from swift_rm.sampling.guarded_grader import DEFAULT_TIMEOUT_S, Grader, GradeTally, GuardedGrader
 from swift_rm.tasks.task import Question, as_question, check_questions
@@ -34,7 +33,7 @@ class SampledBatch:
     """The responses to one batch of questions, all ``n`` of each, question after question.
 
     ``states [T, D]`` and ``offsets [B + 1]`` are their hidden states where these were asked for, on the model's device, as
-    :class:`Recording` says. ``fresh`` tells that all of the batch was sampled now, and nothing of it was in the file.
+    :class:`RecordingSpec` says. ``fresh`` tells that all of the batch was sampled now, and nothing of it was in the file.
     """
 
     rollouts: list[Rollout]
@@ -44,10 +43,10 @@ class SampledBatch:
 
 
 class FeatureWriter(Protocol):
-    """What takes the states of sampled responses, batch by batch; whoever opens it closes it."""
+    """What takes the states of sampled responses, batch by batch; the caller opens and closes it."""
 
     @property
-    def recording(self) -> Recording:
+    def recording(self) -> RecordingSpec:
         """Which states it takes."""
 
     def holds(self, rollouts: Sequence[Rollout]) -> bool:
@@ -135,7 +134,7 @@ def sample_batches(
     seed: int = 0,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = False,
-    record: Recording | None = None,
+    record: RecordingSpec | None = None,
     reread: Callable[[list[Rollout]], bool] | bool = True,
     workers: Workers | None = None,
     top_logprobs: int | None = None,
@@ -145,7 +144,7 @@ def sample_batches(
 
     With ``record`` a batch sampled now has the hidden states of its generation. One that is in ``out``, or partly (begun
     with another batch size), is read again by one teacher-forced pass over its token ids, so that a resumed run sees the
-    states of every response; not if ``reread`` says no, of all or of a batch that is there: then ``states`` is None. States
+    states of every response, unless ``reread`` is False or returns False for that batch: then ``states`` is None. States
     are plain tensors without a gradient. ``out`` is held until the generator is exhausted or closed. What cannot be
     sampled raises at once, ValueErrors about ``out`` at the first batch.
     """
@@ -166,47 +165,47 @@ def sample_batches(
     sampling |= {"chat_template_kwargs": template} if template else {}
     sampling |= {"top_logprobs": top_logprobs} if top_logprobs is not None else {}
     guard = GuardedGrader(grade, grade_timeout) if grade is not None else None
-    drawing = Drawing(n, seed, settings, sampling, model_identity(model), record, guard, top_logprobs)
+    sampler = BatchSampler(n, seed, settings, sampling, model_identity(model), record, guard, top_logprobs)
     runner = InProcess(model, tokenizer) if workers is None else workers
 
-    def planned(kept: KeptRollouts) -> Iterator[tuple[Draw, bool]]:
+    def planned(stored: StoredRollouts) -> Iterator[tuple[SampleJob, bool]]:
         """Yield every batch with what is missing of it, and whether the states of what is in ``out`` are to be read again."""
         for start in range(0, len(asked), batch_size):
-            draw = Draw(asked[start : start + batch_size], prompts[start : start + batch_size], [])
-            keys = _keys(draw, n)
-            missing = [place for place, key in enumerate(keys) if key not in kept]
+            job = SampleJob(asked[start : start + batch_size], prompts[start : start + batch_size], [])
+            keys = _keys(job, n)
+            missing = [place for place, key in enumerate(keys) if key not in stored]
             again = record is not None and len(missing) < len(keys) and reread is not False
             if again and not missing and callable(reread):
-                again = reread(kept.read(keys))
-            yield replace(draw, missing=missing), again
+                again = reread(stored.read(keys))
+            yield replace(job, missing=missing), again
 
     def run() -> Generator[SampledBatch, None, None]:
         with ExitStack() as stack:
             file = stack.enter_context(LineAppender(out, begins='{"question_id": ')) if out is not None else None
-            kept = KeptRollouts(out, checker(out, asked, prompts, sampling, drawing.identity))
-            plan = list(planned(kept))
+            stored = StoredRollouts(out, resume_check(out, asked, prompts, sampling, sampler.identity))
+            plan = list(planned(stored))
             tally = stack.enter_context(GradeTally()) if guard is not None else None
             bar = stack.enter_context(tqdm(total=len(asked), desc="sampling", unit="question", disable=not progress, delay=1))
             jobs = (
-                replace(draw, held=kept.read(_keys(draw, n)) if again else ()) for draw, again in plan if draw.missing or again
+                replace(job, stored=stored.read(_keys(job, n)) if again else ()) for job, again in plan if job.missing or again
             )
-            drawn = stack.enter_context(closing(runner.run(drawing, jobs)))
-            for draw, again in plan:
-                done = next(drawn) if draw.missing or again else Drawn([], None)
-                held = kept.read(_keys(draw, n))
+            results = stack.enter_context(closing(runner.run(sampler, jobs)))
+            for job, again in plan:
+                done = next(results) if job.missing or again else SampleJobResult([], None)
+                old = stored.read(_keys(job, n))
                 if file is not None and done.made:
                     file.append([rollout.to_json() for rollout in done.made])
                 if tally is not None:
                     tally.count(done.made)
                 packed, offsets = done.states or (None, None)
-                yield SampledBatch(draw.whole(done.made, held, n), packed, offsets, fresh=not held)
-                bar.update(len(draw.questions))
+                yield SampledBatch(job.whole(done.made, old, n), packed, offsets, fresh=not old)
+                bar.update(len(job.questions))
 
     return run()
 
 
-def _keys(draw: Draw, n: int) -> list[Key]:
-    return [(question.question_id, i) for question in draw.questions for i in range(n)]
+def _keys(job: SampleJob, n: int) -> list[Key]:
+    return [(question.question_id, i) for question in job.questions for i in range(n)]
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A classification reward model as the second opinion that the rules "rank" and "scale" fuse with."""
+"""A classification reward model as the external reward that the rules "rank" and "scale" fuse with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swift_rm.models.eval_mode import evaluating
+from swift_rm.models.eval_mode import in_eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ class SequenceClassificationReward:
             )
         rows = [row for row, _ in encoded]
         rewards: list[float] = []
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode(), in_eval_mode(self.model):
             for start in range(0, len(rows), self.batch_size):
                 rewards += self._read(rows[start : start + self.batch_size])
         return rewards

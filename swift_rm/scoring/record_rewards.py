@@ -29,7 +29,7 @@ def record_rewards(
     config, weight = rm.config, rm.head.weight
     top = check_record_source(config)
     if config.base_model is not None:
-        warn_of_others(rollouts, config.base_model, "on which the reward model was trained")
+        warn_of_others(rollouts, config.base_model, f"but the reward model was trained on {config.base_model}")
     rewards = torch.full((len(rollouts), config.heads), torch.nan, dtype=torch.promote_types(weight.dtype, torch.float32))
     spoken = [i for i, rollout in enumerate(rollouts) if not is_empty(rollout)]
     with torch.inference_mode():

@@ -14,8 +14,8 @@ from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.head import spread
 from swift_rm.reward.identity import check_base_model
 from swift_rm.scoring.record_rewards import record_rewards
-from swift_rm.scoring.teacher_forced_states import packed_features, states_named, without_ends
-from swift_rm.tokens.encoding import Encoded, Prompt, Response, encode
+from swift_rm.scoring.teacher_forced_states import drop_end_tokens, packed_features, states_named
+from swift_rm.tokens.encoding import Encoded, PromptInput, ResponseInput, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,8 +27,8 @@ def score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     rm: SwiftRewardModel,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
+    prompts: Sequence[PromptInput],
+    responses: Sequence[ResponseInput],
     *,
     batch_size: int = 32,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -49,8 +49,8 @@ def _score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     rm: SwiftRewardModel,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
+    prompts: Sequence[PromptInput],
+    responses: Sequence[ResponseInput],
     batch_size: int,
     progress: bool,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -58,7 +58,7 @@ def _score(
     """Return the rewards as ``score`` does, and those that each head gave."""
     check_base_model(rm.config, model, tokenizer)
     encoded = encode(model, tokenizer, prompts, responses, rm.config.region, chat_template_kwargs)
-    encoded = without_ends(model, rm.config.source, encoded)
+    encoded = drop_end_tokens(model, rm.config.source, encoded)
     empty = [i for i, one in enumerate(encoded) if one.region.flag == "region_empty"]
     if empty:
         where = f"after the marker {rm.config.marker!r}" if rm.config.marker else "before its end token, which is not read"
@@ -133,7 +133,7 @@ def score_heads(
     NaN, too, for a response of nothing but an end token that is not read.
     """
     config, device = rm.config, rm.head.weight.device
-    encoded = without_ends(model, config.source, encoded)
+    encoded = drop_end_tokens(model, config.source, encoded)
     dtype = torch.promote_types(rm.head.weight.dtype, torch.float32)
     rewards = torch.full((len(encoded), config.heads), torch.nan, dtype=dtype)
     with (
@@ -142,7 +142,7 @@ def score_heads(
     ):
         for packed in packed_features(model, config, encoded, batch_size=batch_size):
             heads = rm.head_rewards([layer.to(device) for layer in packed.layers], packed.offsets)
-            rewards[packed.indices] = packed.known(heads).cpu()
+            rewards[packed.indices] = packed.nan_where_unread(heads).cpu()
             bar.update(len(packed.indices))
             del packed  # before the next batch is read
     return rewards

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from swift_rm.capture.logits_tap import open_tap
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.capture.step_order import out_of_step
-from swift_rm.models.eval_mode import evaluating
-from swift_rm.models.generation_config import own_ends
+from swift_rm.models.eval_mode import in_eval_mode
+from swift_rm.models.generation_config import model_end_tokens
 from swift_rm.models.model_shape import output_width
-from swift_rm.reward.config import Position, Source, SwiftConfig
+from swift_rm.reward.config import Position, StateSource, SwiftConfig
 from swift_rm.reward.logprob_features import response_features
 from swift_rm.reward.logprobs import logprobs_of
 from swift_rm.tokens.encoding import Encoded
@@ -23,7 +24,6 @@ from swift_rm.tokens.region import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from swift_rm.capture.state_recorder import Recording
 
 # Of the logits of one forward pass, in float32, the dtype in which log-probabilities are made: a vocabulary of 150,000 is as
 # wide as 40 hidden states, so that a batch that is right for states would need tens of gigabytes.
@@ -39,7 +39,7 @@ class PackedStates:
     layers: list[Tensor]
     offsets: Tensor
 
-    def known(self, rewards: Tensor) -> Tensor:
+    def nan_where_unread(self, rewards: Tensor) -> Tensor:
         """Return rewards ``[B, M]`` with NaN for a response of which nothing is read."""
         return rewards.masked_fill((self.offsets.diff() == 0).to(rewards.device)[:, None], torch.nan)
 
@@ -63,7 +63,7 @@ def packed_states(
     encoded: Sequence[Encoded],
     *,
     batch_size: int = 32,
-    source: Source = "hidden",
+    source: StateSource = "hidden",
     top: int | None = None,
 ) -> Iterator[PackedStates]:
     """Yield the states of the responses' regions batch by batch, the longest sequences first, without padding.
@@ -80,7 +80,7 @@ def packed_states(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = sorted(range(len(encoded)), key=lambda i: -encoded[i].length)
-    with evaluating(model):
+    with in_eval_mode(model):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             rows = batch_size if source == "hidden" else _rows_at_once(model, [encoded[i] for i in indices])
@@ -109,7 +109,7 @@ def _read_batch(
     position: Position,
     encoded: Sequence[Encoded],
     indices: list[int],
-    source: Source,
+    source: StateSource,
     top: int | None,
 ) -> PackedStates:
     """Run one batch and pick the states to read; the padded states are gone when this returns."""
@@ -152,7 +152,7 @@ def _logprobs(logits: Tensor, picked: Tensor, chosen: Tensor, top: int) -> tuple
     return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
 
 
-def states_named(source: Source, layer: int) -> str:
+def states_named(source: StateSource, layer: int) -> str:
     """Return what an error calls the states of a layer."""
     kinds = {"logits": "its output logits", "top_logprobs": "the features of its log-probabilities"}
     return kinds.get(source, f"the states of layer {layer}")
@@ -162,18 +162,18 @@ def _pick(states: Tensor, picked: Tensor) -> Tensor:
     return states.flatten(0, 1).index_select(0, picked.to(states.device))
 
 
-def without_ends(model: PreTrainedModel, source: Source, encoded: Sequence[Encoded]) -> list[Encoded]:
+def drop_end_tokens(model: PreTrainedModel, source: StateSource, encoded: Sequence[Encoded]) -> list[Encoded]:
     """Leave out the end token of each response from what is read of it, if the ``source`` does not read it.
 
     Of a response of nothing else no token is left, and it is flagged.
     """
     if source != "top_logprobs":
         return list(encoded)
-    ends = own_ends(model)
-    return [_without_end(one) if one.response_ids and one.response_ids[-1] in ends else one for one in encoded]
+    ends = model_end_tokens(model)
+    return [_drop_end_token(one) if one.response_ids and one.response_ids[-1] in ends else one for one in encoded]
 
 
-def _without_end(one: Encoded) -> Encoded:
+def _drop_end_token(one: Encoded) -> Encoded:
     last = len(one.response_ids) - 1
     tokens = range(last) if isinstance(one.region.tokens, range) else [i for i in one.region.tokens if i < last]
     return replace(one, region=Region(tokens, one.region.flag if len(tokens) else "region_empty"))
@@ -182,7 +182,7 @@ def _without_end(one: Encoded) -> Encoded:
 @torch.no_grad()
 def read_again(
     model: PreTrainedModel,
-    recording: Recording,
+    recording: RecordingSpec,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     *,

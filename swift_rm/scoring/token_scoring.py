@@ -1,4 +1,4 @@
-"""What the head says of every token of a response, and each token's text."""
+"""Gate and reward of each token of a response, and each token's text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from swift_rm.reward.identity import check_base_model
-from swift_rm.scoring.teacher_forced_states import packed_features, without_ends
-from swift_rm.tokens.encoding import Encoded, Prompt, Response, encode
+from swift_rm.scoring.teacher_forced_states import drop_end_tokens, packed_features
+from swift_rm.tokens.encoding import Encoded, PromptInput, ResponseInput, encode
 from swift_rm.tokens.region import Flag
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def score_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     rm: SwiftRewardModel,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
+    prompts: Sequence[PromptInput],
+    responses: Sequence[ResponseInput],
     *,
     batch_size: int = 32,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -63,12 +63,12 @@ def read_tokens(
     """Compute what :func:`score_tokens` does of encoded responses."""
     scored: dict[int, ScoredTokens] = {}
     device = rm.head.weight.device
-    encoded = without_ends(model, rm.config.source, encoded)
+    encoded = drop_end_tokens(model, rm.config.source, encoded)
     with torch.inference_mode():
         for packed in packed_features(model, rm.config, encoded, batch_size=batch_size):
             layers, ends = [layer.to(device) for layer in packed.layers], packed.offsets.tolist()
             pooled, tokens = rm.head.rewards_and_tokens(layers, packed.offsets)
-            pooled = packed.known(pooled)
+            pooled = packed.nan_where_unread(pooled)
             rewards, heads = rm.head.combine(pooled).tolist(), pooled.tolist()
             gate, reward = tokens.gate.tolist(), tokens.reward.tolist()
             for row, index in enumerate(packed.indices):

@@ -1,15 +1,16 @@
 """The homework world: multi-step clock arithmetic (mod 100) by imperfect students, each attempt graded.
 
 A question is a start value and one to four additions or subtractions. The popular mistake is a forgotten carry (or
-borrow), more often than not wherever one is needed; `swift_rm.tasks.synthetic_task` says what students do otherwise.
+borrow), more often than not wherever one is needed; `swift_rm.tasks.student_exercises` says what students do otherwise.
 """
 
 from __future__ import annotations
 
 import random
 
-from swift_rm.tasks import synthetic_task as world
-from swift_rm.tasks.synthetic_task import Habits, fillers, question_prompt, split_of, write_attempt
+from swift_rm.tasks import student_exercises
+from swift_rm.tasks.student_exercises import Habits, fillers, split_of, write_attempt
+from swift_rm.tasks.synthetic_task import SyntheticTask, question_prompt
 
 __all__ = [
     "SYMBOLS", "Exercise", "Habits", "HomeworkTask", "fillers", "forgotten", "needs_carry", "parse", "question_prompt",
@@ -31,7 +32,7 @@ def forgotten(value: int, operand: int) -> int:
     return (value + operand - (shift if operand >= 0 else -shift)) % 100
 
 
-class Exercise(world.Exercise[int, int]):
+class Exercise(student_exercises.Exercise[int, int]):
     """One question of the world, e.g. ``27+15-08``: a start value and signed operands, all modulo 100."""
 
     name = "homework"
@@ -74,12 +75,12 @@ class Exercise(world.Exercise[int, int]):
         return self.traps
 
 
-def parse(text: str) -> world.Exercise[int, int]:
+def parse(text: str) -> student_exercises.Exercise[int, int]:
     """Read an exercise back from its text; raise ValueError if it is not one."""
     return Exercise.parse(text)
 
 
-class HomeworkTask(world.WorldTask):
+class HomeworkTask(SyntheticTask):
     """Questions of the homework world and their grader."""
 
     name = "homework"

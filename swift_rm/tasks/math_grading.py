@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from swift_rm.tasks.math_process import MISSING, MathProcess
+from swift_rm.tasks.math_process import MATH_VERIFY_MISSING, MathProcess
 
 MAX_CHARS = 2_000
 
@@ -22,7 +22,7 @@ MAX_CHARS = 2_000
 def require_math_verify() -> None:
     """Raise ImportError with the remedy unless math-verify is installed."""
     if importlib.util.find_spec("math_verify") is None:
-        raise ImportError(MISSING)
+        raise ImportError(MATH_VERIFY_MISSING)
 
 
 class MathGrader:

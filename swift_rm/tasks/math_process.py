@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 START_LIMIT_S = 120.0
-MISSING = 'grading mathematics needs math-verify: pip install "swift-rm[math]"'
+MATH_VERIFY_MISSING = 'grading mathematics needs math-verify: pip install "swift-rm[math]"'
 
 
 class MathProcess:
@@ -60,7 +60,7 @@ class MathProcess:
             raise RuntimeError(f"the math-verify worker did not start ({reason}): {' '.join(command)}") from error
         if greeting != "ready":
             self.stop()
-            raise ImportError(f"{MISSING} (its import failed: {greeting})")
+            raise ImportError(f"{MATH_VERIFY_MISSING} (its import failed: {greeting})")
 
     def _exchange(self, line: bytes, timeout_s: float) -> object:
         """Send a line and return the line that comes back, decoded."""

@@ -3,14 +3,15 @@
 A question is a word of four letters and one to four operations on it: ``~`` reverses it, ``/`` moves its last letter to
 the front, ``^`` replaces each letter by the next (after f comes a), ``:`` swaps its halves. Three of them have a popular
 mistake, made more often than not where it matters: a reversal leaves the ends in place, a rotation goes the wrong way,
-and an f, which has no next letter in sight, stays. `swift_rm.tasks.synthetic_task` says what students do otherwise.
+and an f, which has no next letter in sight, stays. `swift_rm.tasks.student_exercises` says what students do otherwise.
 """
 
 from __future__ import annotations
 
 import random
 
-from swift_rm.tasks import synthetic_task as world
+from swift_rm.tasks import student_exercises
+from swift_rm.tasks.synthetic_task import SyntheticTask
 
 LETTERS = "abcdef"
 LENGTH = 4
@@ -46,7 +47,7 @@ def mistaken(word: str, operation: str) -> str:
     return rewritten(word, operation)
 
 
-class Exercise(world.Exercise[str, str]):
+class Exercise(student_exercises.Exercise[str, str]):
     """One question of the world, e.g. ``bead~^``: a word and the operations on it."""
 
     name = "rewriting"
@@ -69,7 +70,7 @@ class Exercise(world.Exercise[str, str]):
         return cls("".join(rng.choices(LETTERS, k=LENGTH)), tuple(rng.choices(OPERATIONS, k=steps)))
 
 
-class RewritingTask(world.WorldTask):
+class RewritingTask(SyntheticTask):
     """Questions of the rewriting world and their grader."""
 
     name = "rewriting"

@@ -10,7 +10,7 @@ from swift_rm.tasks.task import Grade, Question
 
 if TYPE_CHECKING:
     from swift_rm.tasks.jsonl import Grading
-    from swift_rm.tasks.synthetic_task import WorldTask
+    from swift_rm.tasks.synthetic_task import SyntheticTask
 
 WORLDS = ("homework", "rewriting")
 QUESTIONS = 400  # asked of a world when nobody says how many
@@ -47,12 +47,12 @@ def open_task(name: str, *, questions: int | None, seed: int, grading: Grading, 
     return list(task.questions(QUESTIONS if questions is None else questions, seed)), task.grade, lambda: None
 
 
-def open_world(name: str, split: str = "", difficulty: str = "") -> WorldTask:
+def open_world(name: str, split: str = "", difficulty: str = "") -> SyntheticTask:
     """Return the task of a world; what is left empty is its default. Raises ValueError for a name that is none."""
     from swift_rm.tasks.homework import HomeworkTask
     from swift_rm.tasks.rewriting import RewritingTask
 
-    kinds: dict[str, type[WorldTask]] = {kind.name: kind for kind in (HomeworkTask, RewritingTask)}
+    kinds: dict[str, type[SyntheticTask]] = {kind.name: kind for kind in (HomeworkTask, RewritingTask)}
     if name not in kinds:
         raise ValueError(f"the worlds are {tuple(kinds)}, got {name!r}")
     return kinds[name](split or "reward", difficulty or "mixed")  # type: ignore[arg-type]

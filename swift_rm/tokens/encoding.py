@@ -11,8 +11,8 @@ from swift_rm.tokens.region import Region, find_region
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Prompt = str | Sequence[dict[str, str]] | Sequence[int]
-Response = str | Sequence[int]
+PromptInput = str | Sequence[dict[str, str]] | Sequence[int]
+ResponseInput = str | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Encoded:
 def encode(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
+    prompts: Sequence[PromptInput],
+    responses: Sequence[ResponseInput],
     region: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Encoded]:
@@ -55,8 +55,8 @@ def check_ids(model: PreTrainedModel, prompt_ids: Sequence[int], response_ids: S
     limit, length = getattr(config, "max_position_embeddings", None), len(prompt_ids) + len(response_ids)
     if not length:
         raise ValueError(
-            f"{name} has no token ids, as an API tells none: what its record holds is read by a reward model of the source "
-            "'top_logprobs', without the language model"
+            f"{name} has no token ids; records of an API are scored by a reward model of the source 'top_logprobs', "
+            "without the language model"
         )
     if not prompt_ids:
         raise ValueError(f"{name} has an empty prompt")
@@ -80,7 +80,7 @@ def check_vocabulary(size: int, ids: Sequence[int], name: str) -> None:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase | None, prompt: PromptInput, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[int]:
     """Return a prompt's token ids: messages through the chat template, text with the tokenizer's own special tokens."""
     if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
@@ -114,7 +114,7 @@ def encode_prompts(
     return encoded
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase | None, response: Response) -> list[int]:
+def encode_response(tokenizer: PreTrainedTokenizerBase | None, response: ResponseInput) -> list[int]:
     """Return a response's token ids; text gets the end-of-sequence token with which a sampled response ends."""
     if not isinstance(response, str):
         return list(response)

@@ -1,4 +1,4 @@
-"""Where a response ends that may not go on after certain text: found by its text, whatever the tokens it is made of."""
+"""Stop strings: end a response at certain text, whatever tokens write it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SPARE = 8  # tokens that are turned into text beyond one for each character of the longest stop string
 
 
-def cut(text: str, strings: Sequence[str]) -> str:
+def cut_at_stop_string(text: str, strings: Sequence[str]) -> str:
     """Return what comes before the first of the strings in a text."""
     found = [place for string in strings if (place := text.find(string)) >= 0]
     return text[: min(found, default=len(text))]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from swift_rm.capture.state_recorder import Recording
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.features.read_states import Features
 from swift_rm.features.row_selection import view_masks
 from swift_rm.records.rollouts import Rollout
@@ -55,7 +55,7 @@ class OnlineTrainer:
         self._plans, self._questions, self._replay = plans, questions, replay
         self._tokenizer, self.device, self._settings = tokenizer, device, plans[0].settings
         self._layers, self._views = bank_layers(plans), bank_views(plans)
-        self.recording = Recording(
+        self.recording = RecordingSpec(
             self._layers, tuple(dict.fromkeys(position for position, _ in self._views)), plans[0].config.source
         )
         self._generator = torch.Generator().manual_seed(self._settings.seed)

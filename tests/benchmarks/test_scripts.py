@@ -33,7 +33,7 @@ def test_the_engine_benchmark_prints_its_figures():
 
 
 def test_the_cpu_benchmark_prints_its_figures():
-    figures = json.loads(run(ROOT / "benchmarks/kernels/cpu_kernels.py", "--quick", "--json"))
+    figures = json.loads(run(ROOT / "benchmarks/kernels/cpu.py", "--quick", "--json"))
     headlines = ("forward_share_of_sum", "forward_vs_published", "backward_share_of_sum")
     assert figures["auto"] == {"float32": "numba", "bfloat16": "numba"}
     for key in headlines:

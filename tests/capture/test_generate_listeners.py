@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from swift_rm import HiddenStateTap, StreamingReward
-from swift_rm.capture.generate_listeners import Listening, named
-from tests.capture.test_streaming import make_rm
+from swift_rm.capture.generate_listeners import GenerateListener, named
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
@@ -33,7 +33,7 @@ def listener(calls, name):
 def test_who_came_last_is_the_outermost_and_who_asks_for_it_the_innermost():
     model, calls = Model(), []
     for name, inner in (("a", False), ("b", False), ("c", True)):
-        Listening(model, listener(calls, name), innermost=inner)
+        GenerateListener(model, listener(calls, name), innermost=inner)
     assert model.generate(5, steps=2, more=3) == (5, (), 2, {"more": 3})
     assert [name for name, _ in calls] == ["b", "a", "c"]
     assert all(settings == {"inputs": 5, "steps": 2, "more": 3} for _, settings in calls)
@@ -46,7 +46,7 @@ def test_stopped_in_any_order_the_model_is_as_it_was(order, own):
     if own is not None:
         model.generate = own
     before = dict(vars(model))
-    listening = [Listening(model, listener(calls, name)) for name in "abc"]
+    listening = [GenerateListener(model, listener(calls, name)) for name in "abc"]
     for number, place in enumerate(order):
         model.generate(1)
         assert len(calls) == 3 - number
@@ -60,7 +60,7 @@ def test_stopped_in_any_order_the_model_is_as_it_was(order, own):
 
 def test_what_somebody_else_put_there_meanwhile_stays():
     model = Model()
-    one = Listening(model, listener([], "a"))
+    one = GenerateListener(model, listener([], "a"))
     model.generate = print
     one.stop()
     assert model.generate is print
@@ -68,7 +68,7 @@ def test_what_somebody_else_put_there_meanwhile_stays():
 
 def test_a_model_that_cannot_generate_is_left_alone():
     model = torch.nn.Linear(2, 2)
-    Listening(model, listener([], "a")).stop()
+    GenerateListener(model, listener([], "a")).stop()
     assert "generate" not in vars(model)
 
 

@@ -7,7 +7,7 @@ from swift_rm.capture.tap import HiddenStateTap
 from swift_rm.models.model_shape import output_width
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.identity import check_base_model
-from tests.capture.test_tap import greedy, hooks, padded_batch
+from tests.generate_calls import greedy, hooks, padded_batch
 from tests.tiny_models import ARCHITECTURES, HIDDEN, LAYERS, VOCAB, tiny_model
 
 RAW = {"return_dict_in_generate": True, "output_logits": True, "disable_compile": True}

@@ -7,8 +7,9 @@ from swift_rm_kernels import gated_step
 import swift_rm.capture.running_mean
 from swift_rm import StreamingReward
 from swift_rm.capture.running_reward import RunningRewards
-from tests.capture.test_streaming import SAMPLED, batch, make_rm
-from tests.decoding.test_loop import read
+from tests.decoding.prompt_batches import read_prompts
+from tests.generate_calls import SAMPLED, prompt_batch
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 
@@ -29,11 +30,11 @@ def steps(monkeypatch):
 def test_a_token_of_all_rows_is_one_gated_step(llama, tokenizer, steps, position):
     rm = make_rm(position=position)
     with StreamingReward(llama, rm, tokens=True) as stream:
-        llama.generate(**batch(llama, tokenizer), max_new_tokens=9, **SAMPLED, eos_token_id=None)
+        llama.generate(**prompt_batch(llama, tokenizer), max_new_tokens=9, **SAMPLED, eos_token_id=None)
     assert steps == [2] * 9
     assert [len(one.gate) for one in stream.token_scores] == [9, 9]
     steps.clear()
-    prompts = read(tiny_model("llama"), rm, max_new_tokens=20)
+    prompts = read_prompts(tiny_model("llama"), rm, max_new_tokens=20)
     candidates = prompts.decode([0, 1, 2] * 4).candidates
     lengths = [len(one.token_ids) for one in candidates]
     in_batch = [sum(length > step for length in lengths) for step in range(max(lengths))]
@@ -98,7 +99,7 @@ def test_a_head_of_another_precision_is_summed_in_float32_or_more(llama, tokeniz
     rm = make_rm().to(dtype)
     torch.manual_seed(0)
     with StreamingReward(llama, rm) as stream, StreamingReward(llama, make_rm().to(dtype).float()) as expected:
-        llama.generate(**batch(llama, tokenizer), max_new_tokens=9, **SAMPLED, eos_token_id=None)
+        llama.generate(**prompt_batch(llama, tokenizer), max_new_tokens=9, **SAMPLED, eos_token_id=None)
     assert stream.rewards.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert stream.rewards.tolist() == pytest.approx(expected.rewards.tolist(), abs=1e-5)
 

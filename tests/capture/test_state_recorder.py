@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from swift_rm import sample
-from swift_rm.capture.final_token_pass import LastStep
-from swift_rm.capture.state_recorder import Recording, StateRecorder
+from swift_rm.capture.final_token_pass import FinalTokenPass
+from swift_rm.capture.state_recorder import RecordingSpec, StateRecorder
 from swift_rm.reward.config import Position
 from swift_rm.sampling.generation import generate_responses
 from swift_rm.sampling.sample import SampledBatch, sample_batches
 from swift_rm.scoring.teacher_forced_states import read_again
 from swift_rm.tasks.homework import HomeworkTask
-from tests.capture.test_tap import hooks
+from tests.generate_calls import hooks
 from tests.tiny_models import tiny_model
 
 GENERATING, TOKEN, BOTH = ("generating",), ("token",), ("generating", "token")
@@ -112,11 +112,11 @@ def test_stop_strings_end_rows_within_the_batch(llama, tokenizer, monkeypatch):
 @pytest.mark.parametrize("positions", POSITIONS, ids="+".join)
 def test_reading_again_gives_the_same(llama, tokenizer, positions):
     prompts, responses, states, offsets = record(llama, tokenizer, PROMPTS, 3, positions)
-    again, same = read_again(llama, Recording(LAYERS, positions), prompts, responses, batch_size=4)
+    again, same = read_again(llama, RecordingSpec(LAYERS, positions), prompts, responses, batch_size=4)
     assert same.tolist() == offsets.tolist()
     torch.testing.assert_close(again, states, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="no responses"):
-        read_again(llama, Recording(LAYERS, positions), [], [])
+        read_again(llama, RecordingSpec(LAYERS, positions), [], [])
 
 
 def test_in_bfloat16_states_are_bfloat16_and_close(tokenizer):
@@ -174,7 +174,7 @@ def test_what_cannot_be_recorded_is_refused(llama, tokenizer):
         StateRecorder(llama, (4,))
     for wrong, message in (((), "at least one layer"), ((0,), "positions must be some of")):
         with pytest.raises(ValueError, match=message):
-            Recording(wrong, ("last",) if wrong else GENERATING)
+            RecordingSpec(wrong, ("last",) if wrong else GENERATING)
     with pytest.raises(ValueError, match="custom_generate"):
         record(llama, tokenizer, PROMPTS, 1, GENERATING, custom_generate="org/loop")
     with pytest.raises(RuntimeError, match="hooks did not see"):
@@ -183,14 +183,14 @@ def test_what_cannot_be_recorded_is_refused(llama, tokenizer):
 
 def test_the_last_step_is_made_only_for_position_token(llama, tokenizer, monkeypatch):
     calls = []
-    run = LastStep.run
-    monkeypatch.setattr(LastStep, "run", lambda self, *args, **kwargs: (calls.append(1), run(self, *args, **kwargs)))
+    run = FinalTokenPass.run
+    monkeypatch.setattr(FinalTokenPass, "run", lambda self, *args, **kwargs: (calls.append(1), run(self, *args, **kwargs)))
     for positions in POSITIONS:
         record(llama, tokenizer, PROMPTS, 1, positions)
     assert len(calls) == 2
 
 
-RECORD = Recording((1, 3), BOTH)
+RECORD = RecordingSpec((1, 3), BOTH)
 
 
 def check_batches(model, batches):

@@ -4,17 +4,16 @@ import string
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import CompileConfig, GenerationConfig, LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
+from transformers import CompileConfig, GenerationConfig, PreTrainedTokenizerFast
 
-from swift_rm import StreamingReward, SwiftConfig, SwiftRewardModel, score
+from swift_rm import StreamingReward, score
 from swift_rm.scoring.score import score_encoded
 from swift_rm.scoring.teacher_forced_states import packed_states
 from swift_rm.tokens.encoding import encode
 from swift_rm.tokens.region import find_region
-from tests.capture.test_tap import hooks
+from tests.generate_calls import MARKER, SAMPLED, EndAfter, Script, cut_at_end, hooks, prompt_batch
+from tests.reward_models import make_rm
 from tests.tiny_models import ARCHITECTURES, tiny_model
-
-SAMPLED = {"do_sample": True, "top_k": 0}
 
 STYLES = {
     "greedy": {"do_sample": False},
@@ -34,51 +33,6 @@ def seed():
     torch.manual_seed(3)
 
 
-def make_rm(hidden=32, layers=(0, 2, 3), **config):
-    rm = SwiftRewardModel(SwiftConfig(hidden, layers, **config))
-    with torch.no_grad():
-        for parameter in rm.parameters():
-            parameter.normal_(generator=torch.Generator().manual_seed(0))
-    return rm
-
-
-def batch(model, tokenizer, lengths=(5, 3)):
-    ids = torch.full((len(lengths), max(lengths)), tokenizer.pad_token_id)
-    for row, length in enumerate(lengths):
-        ids[row, -length:] = torch.randint(20, len(tokenizer), (length,), generator=torch.Generator().manual_seed(row))
-    return {"input_ids": ids.to(model.device), "attention_mask": (ids != tokenizer.pad_token_id).long()}
-
-
-def cut(tokens, ends):
-    """Return a row's tokens up to and with the first of ``ends``."""
-    last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return tokens[: last + 1]
-
-
-class Script(LogitsProcessor):
-    """Make each row say its own tokens, one after another, and the last one again and again."""
-
-    def __init__(self, prompt_width, *rows):
-        self.prompt_width, self.rows = prompt_width, rows
-
-    def __call__(self, input_ids, scores):
-        step = input_ids.shape[1] - self.prompt_width
-        forced = torch.full_like(scores, -torch.inf)
-        for row, tokens in enumerate(self.rows):
-            forced[row, tokens[min(step, len(tokens) - 1)]] = 0
-        return forced
-
-
-class EndAfter(StoppingCriteria):
-    """End each row after so many tokens of its own."""
-
-    def __init__(self, prompt_width, *lengths):
-        self.prompt_width, self.lengths = prompt_width, torch.tensor(lengths)
-
-    def __call__(self, input_ids, scores, **kwargs):
-        return input_ids.shape[1] - self.prompt_width >= self.lengths
-
-
 def check(model, tokenizer, rm, stream, inputs, out, ends, tolerance=1e-4):
     width = inputs["input_ids"].shape[1]
     copies = len(out) // len(inputs["input_ids"])
@@ -87,7 +41,7 @@ def check(model, tokenizer, rm, stream, inputs, out, ends, tolerance=1e-4):
         for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         for _ in range(copies)
     ]
-    responses = [cut(row, ends) for row in out[:, width:].tolist()]
+    responses = [cut_at_end(row, ends) for row in out[:, width:].tolist()]
     expected = score(model, tokenizer if rm.config.marker else None, rm, prompts, responses)
     assert stream.rewards.tolist() == pytest.approx(expected, abs=tolerance)
     return responses
@@ -97,7 +51,7 @@ def check(model, tokenizer, rm, stream, inputs, out, ends, tolerance=1e-4):
 @pytest.mark.parametrize("style", STYLES)
 def test_rewards_are_those_of_score(llama, tokenizer, style, position):
     rm = make_rm(position=position)
-    inputs, settings = batch(llama, tokenizer), STYLES[style]
+    inputs, settings = prompt_batch(llama, tokenizer), STYLES[style]
     with StreamingReward(llama, rm) as stream:
         out = llama.generate(**inputs, max_new_tokens=24, stopping_criteria=[stream], **settings)
     ends = settings.get("eos_token_id", [tokenizer.eos_token_id])
@@ -115,11 +69,8 @@ def test_every_architecture(architecture, position):
     ids = torch.randint(3, 100, (2, 6), generator=torch.Generator().manual_seed(0))
     with StreamingReward(model, rm) as stream:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, **SAMPLED, eos_token_id=2)
-    responses = [cut(row, [2]) for row in out[:, 6:].tolist()]
+    responses = [cut_at_end(row, [2]) for row in out[:, 6:].tolist()]
     assert stream.rewards.tolist() == pytest.approx(score(model, None, rm, ids.tolist(), responses), abs=1e-4)
-
-
-MARKER = "42, </think>"
 
 
 @pytest.mark.parametrize("position", ["generating", "token"])
@@ -130,7 +81,7 @@ def test_regions_after_a_marker_of_several_tokens(llama, tokenizer, position):
     texts = ["<think>27+15=42, </think><answer>42</answer><eos>", "<think>27<eos>", "<think>27+15=42, </think>", "42, </think>1"]
     scripts = [ids(text) for text in texts]
     assert len(ids(MARKER)) > 2
-    rm, inputs = make_rm(position=position, region=f"after:{MARKER}"), batch(llama, tokenizer, (5, 3, 4, 2))
+    rm, inputs = make_rm(position=position, region=f"after:{MARKER}"), prompt_batch(llama, tokenizer, (5, 3, 4, 2))
     with StreamingReward(llama, rm, tokenizer) as stream:
         out = llama.generate(
             **inputs, max_new_tokens=24, do_sample=False, logits_processor=[Script(5, *scripts)],
@@ -156,7 +107,7 @@ def letters():
 @pytest.mark.parametrize("pad", [0, 1])
 @pytest.mark.parametrize("way", ["keyword", "config", "positional config", "model's config", "criterion"])
 def test_rows_that_something_else_ends(llama, letters, monkeypatch, way, pad):
-    rm, inputs = make_rm(position="token"), batch(llama, letters)
+    rm, inputs = make_rm(position="token"), prompt_batch(llama, letters)
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
     scripts = letters("ostopstop")["input_ids"], letters("sto")["input_ids"] * 2 + [1]
     settings = {"pad_token_id": pad, "eos_token_id": 1, "max_new_tokens": 9, "do_sample": False}
@@ -181,7 +132,7 @@ def test_rows_that_something_else_ends(llama, letters, monkeypatch, way, pad):
 
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_without_an_end_of_sequence_all_rows_go_to_the_length_limit(llama, tokenizer, position):
-    rm, inputs = make_rm(position=position), batch(llama, tokenizer)
+    rm, inputs = make_rm(position=position), prompt_batch(llama, tokenizer)
     scripts = [[tokenizer.eos_token_id, 20, 21, 22], [23, 24, 25, 26]]
     with StreamingReward(llama, rm) as stream:
         llama.generate(**inputs, eos_token_id=None, max_new_tokens=4, do_sample=False, logits_processor=[Script(5, *scripts)])
@@ -192,7 +143,7 @@ def test_without_an_end_of_sequence_all_rows_go_to_the_length_limit(llama, token
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_token_scores_are_those_of_the_states(llama, tokenizer, position, gate):
-    rm, inputs = make_rm(position=position, gate=gate), batch(llama, tokenizer)
+    rm, inputs = make_rm(position=position, gate=gate), prompt_batch(llama, tokenizer)
     scripts = [[20, 21, tokenizer.eos_token_id], [23, 24, 25, 26, 27]]
     with StreamingReward(llama, rm, tokens=True) as stream:
         llama.generate(**inputs, max_new_tokens=5, do_sample=False, logits_processor=[Script(5, *scripts)])
@@ -209,7 +160,7 @@ def test_token_scores_are_those_of_the_states(llama, tokenizer, position, gate):
 
 
 def test_partial_rewards_are_those_of_the_tokens_so_far(llama, tokenizer):
-    rm, inputs, seen = make_rm(), batch(llama, tokenizer), []
+    rm, inputs, seen = make_rm(), prompt_batch(llama, tokenizer), []
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
 
     def watch(input_ids, scores, **kwargs):
@@ -228,7 +179,7 @@ def test_what_is_kept_of_a_row_does_not_depend_on_its_length(llama, tokenizer, r
     rm, sizes = make_rm(region=region), []
     for length in (4, 40):
         with StreamingReward(llama, rm, tokenizer) as stream:
-            llama.generate(**batch(llama, tokenizer), max_new_tokens=length, **SAMPLED, eos_token_id=None)
+            llama.generate(**prompt_batch(llama, tokenizer), max_new_tokens=length, **SAMPLED, eos_token_id=None)
         sizes.append(stream.state_bytes)
     window = 8 * (len(MARKER) + 4)  # token ids in which the marker may be
     assert sizes == [12 if region == "response" else 24 + window] * 2, "three floats a mean"
@@ -237,7 +188,7 @@ def test_what_is_kept_of_a_row_does_not_depend_on_its_length(llama, tokenizer, r
 def test_the_error_in_bfloat16_is_that_of_a_pass_over_the_text(tokenizer):
     torch.manual_seed(1)
     exact = tiny_model("llama", vocab_size=len(tokenizer))
-    rough, rm, inputs = copy.deepcopy(exact).to(torch.bfloat16), make_rm(), batch(exact, tokenizer, (5, 3) * 16)
+    rough, rm, inputs = copy.deepcopy(exact).to(torch.bfloat16), make_rm(), prompt_batch(exact, tokenizer, (5, 3) * 16)
     with StreamingReward(rough, rm) as stream:
         out = rough.generate(**inputs, max_new_tokens=24, **SAMPLED, eos_token_id=None, pad_token_id=0)
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
@@ -264,7 +215,7 @@ def test_decoding_that_mixes_rows_is_refused(llama, tokenizer, settings, message
         settings = {"assistant_model": llama}
     with StreamingReward(llama, make_rm()) as stream:
         with pytest.raises(ValueError, match=message) as caught:
-            llama.generate(**batch(llama, tokenizer), max_new_tokens=2, **settings)
+            llama.generate(**prompt_batch(llama, tokenizer), max_new_tokens=2, **settings)
         with pytest.raises(RuntimeError, match="no generate call was seen yet"):
             _ = stream.rewards
     assert "\n" not in str(caught.value)
@@ -280,11 +231,11 @@ def test_the_model_is_left_as_it_was_found(llama, tokenizer, position):
     before = dict(vars(llama))
     with pytest.raises(KeyboardInterrupt), StreamingReward(llama, make_rm(position=position)) as stream:
         assert hooks(llama) > 0
-        llama.generate(**batch(llama, tokenizer), max_new_tokens=4, stopping_criteria=[broken])
+        llama.generate(**prompt_batch(llama, tokenizer), max_new_tokens=4, stopping_criteria=[broken])
     assert hooks(llama) == 0
     assert dict(vars(llama)) == before
     with pytest.raises(RuntimeError, match="inside its with block"):
-        llama.generate(**batch(llama, tokenizer), max_new_tokens=4, stopping_criteria=[stream])
+        llama.generate(**prompt_batch(llama, tokenizer), max_new_tokens=4, stopping_criteria=[stream])
     with stream, pytest.raises(RuntimeError, match="attached already"), stream:
         pass
     assert dict(vars(llama)) == before
@@ -293,7 +244,7 @@ def test_the_model_is_left_as_it_was_found(llama, tokenizer, position):
 @pytest.mark.parametrize("inner", ["generating", "token"])
 @pytest.mark.parametrize("outer", ["generating", "token"])
 def test_one_block_within_another_and_several_calls_in_one(llama, tokenizer, outer, inner):
-    rms, inputs = (make_rm(position=outer), make_rm(layers=(1,), position=inner)), batch(llama, tokenizer)
+    rms, inputs = (make_rm(position=outer), make_rm(layers=(1,), position=inner)), prompt_batch(llama, tokenizer)
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
     with StreamingReward(llama, rms[0]) as first:
         with StreamingReward(llama, rms[1]) as second:
@@ -326,7 +277,7 @@ def test_going_on_from_the_cache_that_a_call_returned(llama, tokenizer, position
 @pytest.mark.parametrize("case", ["static window", "static window never full", "positions without a cache", "embeddings"])
 def test_the_last_step_of_padded_prompts(tokenizer, case):
     model = tiny_model("gpt2" if "positions" in case else "mistral", **({"sliding_window": 32} if "never" in case else {}))
-    rm, inputs = make_rm(32, (1, 3), position="token"), batch(model, tokenizer)
+    rm, inputs = make_rm(32, (1, 3), position="token"), prompt_batch(model, tokenizer)
     settings = {"use_cache": False} if "positions" in case else {"cache_implementation": "static"} if "static" in case else {}
     asked = dict(inputs)
     if case == "embeddings":
@@ -357,7 +308,7 @@ def test_embeddings_that_a_full_static_cache_cannot_hold_are_refused():
 def test_a_model_compiled_inside_the_block(tokenizer, backend, part):
     torch._dynamo.reset()
     model, plain = tiny_model("llama", num_hidden_layers=1), tiny_model("llama", num_hidden_layers=1)
-    rm, inputs = make_rm(32, (0, 1), position="token"), batch(model, tokenizer)
+    rm, inputs = make_rm(32, (0, 1), position="token"), prompt_batch(model, tokenizer)
     with StreamingReward(model, rm) as stream:
         if part == "whole":
             model.compile(backend=backend)
@@ -378,9 +329,11 @@ def test_a_forward_call_that_the_hooks_do_not_see_is_an_error(llama, tokenizer, 
 
     stream, unseen = StreamingReward(llama, make_rm(position=position)), "a forward call that the hooks did not see"
     with pytest.raises(RuntimeError, match=unseen), stream:
-        llama.generate(**batch(llama, tokenizer), max_new_tokens=6, eos_token_id=None, logits_processor=[lose_the_hooks])
+        llama.generate(**prompt_batch(llama, tokenizer), max_new_tokens=6, eos_token_id=None, logits_processor=[lose_the_hooks])
     everywhere = CompileConfig(backend="eager", mode=None)
     everywhere._compile_all_devices = True  # as on an accelerator
     with pytest.raises(RuntimeError, match="compiles its steps"), StreamingReward(llama, make_rm(position=position)):
-        llama.generate(**batch(llama, tokenizer), max_new_tokens=3, cache_implementation="static", compile_config=everywhere)
+        llama.generate(
+            **prompt_batch(llama, tokenizer), max_new_tokens=3, cache_implementation="static", compile_config=everywhere
+        )
     del llama._compiled_call

@@ -5,31 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from swift_rm.capture.tap import HiddenStateTap, States
-from tests.tiny_models import ARCHITECTURES, HIDDEN, LAYERS, VOCAB, tiny_model
+from swift_rm.capture.tap import HiddenStateTap, LayerStates
+from tests.generate_calls import NEW, greedy, hooks, padded_batch
+from tests.tiny_models import ARCHITECTURES, HIDDEN, LAYERS, tiny_model
 
 ALL = tuple(range(-LAYERS - 1, LAYERS + 1))
-NEW = 5
 
 
-def padded_batch(rows: tuple[int, ...] = (9, 5), seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB, (len(rows), max(rows)), generator=generator)
-    mask = (torch.arange(max(rows)) >= max(rows) - torch.tensor(rows)[:, None]).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def greedy(model: Any, batch: dict[str, torch.Tensor], **settings: Any) -> Any:
-    return model.generate(**batch, **{"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, **settings})
-
-
-def hooks(model: Any) -> int:
-    """Count the hooks of taps: transformers leaves some of its own once it was asked for output_hidden_states."""
-    found = [hook for part in model.modules() for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
-    return sum(isinstance(getattr(getattr(hook, "func", hook), "__self__", None), HiddenStateTap) for hook in found)
-
-
-def assert_equal(got: States, expected: Any) -> None:
+def assert_equal(got: LayerStates, expected: Any) -> None:
     for layer in ALL:
         assert torch.equal(got[layer], expected[layer]), f"layer {layer}"
 
@@ -53,7 +36,7 @@ def test_forward_states_are_those_of_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "openai-gpt"])  # it has no cache
 def test_every_step_of_generate_is_seen(name: str) -> None:
-    model, batch, calls = tiny_model(name), padded_batch(), list[States]()
+    model, batch, calls = tiny_model(name), padded_batch(), list[LayerStates]()
     with HiddenStateTap(model, ALL, on_forward=calls.append) as tap:
         tokens = greedy(model, batch, use_cache=True)
     expected = greedy(model, batch, use_cache=True, output_hidden_states=True, return_dict_in_generate=True, disable_compile=True)
@@ -152,7 +135,7 @@ def test_cleared_states_are_gone_and_a_sequence_may_start_within_a_cache(llama: 
 
 @torch.no_grad()
 def test_nothing_is_stored_without_keep(llama: Any) -> None:
-    calls = list[States]()
+    calls = list[LayerStates]()
     with HiddenStateTap(llama, keep=False, on_forward=calls.append) as tap:
         llama(**padded_batch())
     assert list(calls[0]) == [-4, -3, -2, -1]
@@ -202,7 +185,7 @@ def test_a_block_run_again_outside_a_forward_call_is_not_recorded(llama: Any) ->
 
 
 def test_no_hook_is_left_after_an_exception(llama: Any) -> None:
-    def interrupt(states: States) -> None:
+    def interrupt(states: LayerStates) -> None:
         raise KeyError("stop")
 
     before = hooks(llama)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swift_rm.capture.tap import HiddenStateTap
-from tests.capture.test_tap import hooks
+from tests.generate_calls import hooks
 from tests.tiny_models import VOCAB, tiny_model
 
 IDS = torch.randint(3, VOCAB, (1, 9), generator=torch.Generator().manual_seed(0))

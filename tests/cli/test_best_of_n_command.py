@@ -15,7 +15,7 @@ from swift_rm.models.load import ASSETS, load_language_model
 from swift_rm.records.question_records import read_records
 from swift_rm.sampling.generation import seed_for
 from swift_rm.tasks.homework import HomeworkTask
-from tests.scoring.test_external import classifier
+from tests.tiny_models import classifier
 
 MODELS = ["--model", "tiny-reasoner", "--reward-model", "tiny-reasoner-reward"]
 PROMPTS = [question.prompt for question in HomeworkTask("test").questions(8)]

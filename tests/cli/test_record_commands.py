@@ -148,7 +148,7 @@ def test_files_that_number_other_questions_alike_are_told_apart_by_their_prompts
         (["--rollouts", "R", *TOP, "--layers", "-2"], "goes with --source hidden: the source 'top_logprobs' is made after"),
         (
             ["--rollouts", "R", "--source", "logits", *TINY],
-            r"rollout 0 .* has no token ids, as an API .* 'top_logprobs', without",
+            r"rollout 0 .* has no token ids; records of an API .* 'top_logprobs', without",
         ),
         (["--rollouts", "R", *TOP, "--position", "token"], "got .* position 'token'"),
         (["--rollouts", "R", *TOP, "--region", "after:so"], "reads whole responses, got region 'after:so'"),

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from swift_rm.decoding.candidate_budget import PRIOR, Plan, Sampled, expected_gain
+from swift_rm.decoding.candidate_budget import PRIOR, CandidatePlan, QuestionProgress, expected_gain
 
 
 def gain_by_enumeration(own, others, more):
@@ -49,54 +49,60 @@ def test_the_expected_gain_grows_with_chances_and_shrinks_with_what_is_there():
 
 
 def test_without_a_reason_to_wait_all_come_at_once():
-    plan = Plan(n=5, wave=2, min_gain=0.5)
-    assert plan.next_wave([Sampled([], 0, 0), Sampled([], 0, 0)]) == ([5, 5], [None, None])
-    assert plan.next_wave([Sampled([0.1] * 5, 5, 50), Sampled([], 5, 50)]) == ([0, 0], ["all", "all"])
+    plan = CandidatePlan(n=5, wave=2, min_gain=0.5)
+    assert plan.next_wave([QuestionProgress([], 0, 0), QuestionProgress([], 0, 0)]) == ([5, 5], [None, None])
+    assert plan.next_wave([QuestionProgress([0.1] * 5, 5, 50), QuestionProgress([], 5, 50)]) == ([0, 0], ["all", "all"])
 
 
 def test_waves_end_at_a_probability_at_n_or_where_little_is_to_be_gained():
-    plan = Plan(n=5, wave=2, stop_at=0.9, min_gain=0.01)
-    assert plan.next_wave([Sampled([], 0, 0)] * 2) == ([2, 2], [None, None])
+    plan = CandidatePlan(n=5, wave=2, stop_at=0.9, min_gain=0.01)
+    assert plan.next_wave([QuestionProgress([], 0, 0)] * 2) == ([2, 2], [None, None])
     sampled = [
-        Sampled([0.2, 0.9], 2, 20),  # there
-        Sampled([0.2, 0.8], 2, 20),  # not yet
-        Sampled([0.2, 0.5, 0.1, 0.1], 4, 40),  # one candidate left
-        Sampled([0.5], 5, 50),  # none left, the others are pruned
+        QuestionProgress([0.2, 0.9], 2, 20),  # there
+        QuestionProgress([0.2, 0.8], 2, 20),  # not yet
+        QuestionProgress([0.2, 0.5, 0.1, 0.1], 4, 40),  # one candidate left
+        QuestionProgress([0.5], 5, 50),  # none left, the others are pruned
     ]
     counts, ended = plan.next_wave(sampled)
     assert (counts, ended) == ([0, 2, 1, 0], ["probability", None, None, "all"])
-    counts, ended = plan.next_wave([Sampled([0.5] * 4, 4, 40)] * 9 + [Sampled([0.505] * 4, 4, 40)])
+    counts, ended = plan.next_wave([QuestionProgress([0.5] * 4, 4, 40)] * 9 + [QuestionProgress([0.505] * 4, 4, 40)])
     assert (counts, ended) == ([0] * 10, ["gain"] * 10)
-    assert plan.next_wave([Sampled([0.1, 0.12], 2, 20)]) == ([2], [None]), "a lone question's first wave tells little of the next"
-    assert plan.next_wave([Sampled([], 2, 20)]) == ([2], [None]), "candidates without a reward tell nothing"
+    assert plan.next_wave([QuestionProgress([0.1, 0.12], 2, 20)]) == ([2], [None]), (
+        "a lone question's first wave tells little of the next"
+    )
+    assert plan.next_wave([QuestionProgress([], 2, 20)]) == ([2], [None]), "candidates without a reward tell nothing"
 
 
 def test_a_probability_of_one_is_reached_only_by_certainty():
-    plan = Plan(n=4, wave=1, stop_at=1.0)
-    assert plan.next_wave([Sampled([0.9999999], 1, 9), Sampled([1.0], 1, 9)])[0] == [1, 0]
-    assert plan.next_wave([Sampled([0.3], 1, 9)])[0] == [1], "with min_gain=0 no gain is too small"
+    plan = CandidatePlan(n=4, wave=1, stop_at=1.0)
+    assert plan.next_wave([QuestionProgress([0.9999999], 1, 9), QuestionProgress([1.0], 1, 9)])[0] == [1, 0]
+    assert plan.next_wave([QuestionProgress([0.3], 1, 9)])[0] == [1], "with min_gain=0 no gain is too small"
 
 
 def test_the_budget_goes_where_a_token_helps_most():
-    plan = Plan(n=16, wave=2, budget=200)
-    little, much = Sampled([0.95, 0.9], 2, 20), Sampled([0.1, 0.2], 2, 20)
+    plan = CandidatePlan(n=16, wave=2, budget=200)
+    little, much = QuestionProgress([0.95, 0.9], 2, 20), QuestionProgress([0.1, 0.2], 2, 20)
     assert plan.next_wave([little, much]) == ([2, 2], [None, None])
-    tight = Plan(n=16, wave=2, budget=60)  # 20 tokens left: one wave of two
+    tight = CandidatePlan(n=16, wave=2, budget=60)  # 20 tokens left: one wave of two
     assert tight.next_wave([little, much]) == ([0, 2], ["budget", None])
-    long = Sampled([0.1, 0.2], 2, 100)
-    assert Plan(n=16, wave=2, budget=130).next_wave([long, much]) == ([0, 1], ["budget", None]), "for one there are tokens"
-    assert Plan(n=16, wave=2, budget=1).next_wave([Sampled([], 0, 0)] * 3) == ([2, 2, 2], [None] * 3), "each gets one wave"
+    long = QuestionProgress([0.1, 0.2], 2, 100)
+    assert CandidatePlan(n=16, wave=2, budget=130).next_wave([long, much]) == ([0, 1], ["budget", None]), (
+        "for one there are tokens"
+    )
+    assert CandidatePlan(n=16, wave=2, budget=1).next_wave([QuestionProgress([], 0, 0)] * 3) == ([2, 2, 2], [None] * 3), (
+        "each gets one wave"
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("budget", [1, 300, 3000])
 def test_a_budget_is_passed_by_less_than_the_last_wave(seed, budget):
     chance = random.Random(seed)
-    plan = Plan(n=8, wave=chance.choice([1, 3]), budget=budget, stop_at=chance.choice([None, 0.95]))
+    plan = CandidatePlan(n=8, wave=chance.choice([1, 3]), budget=budget, stop_at=chance.choice([None, 0.95]))
     begun, tokens, probabilities = [0] * 6, [0] * 6, [[] for _ in range(6)]
     last = 0
     for _ in range(100):
-        counts, ended = plan.next_wave([Sampled(*one) for one in zip(probabilities, begun, tokens, strict=True)])
+        counts, ended = plan.next_wave([QuestionProgress(*one) for one in zip(probabilities, begun, tokens, strict=True)])
         assert all((count == 0) == (reason is not None) for count, reason in zip(counts, ended, strict=True))
         if not any(counts):
             break
@@ -130,4 +136,4 @@ def test_a_budget_is_passed_by_less_than_the_last_wave(seed, budget):
 )
 def test_plans_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        Plan(**{"n": 1, "wave": 1, **change})
+        CandidatePlan(**{"n": 1, "wave": 1, **change})

@@ -8,9 +8,9 @@ from swift_rm.decoding.custom_generate import BestOfNDecoding, BestOfNOutput
 from swift_rm.scoring.score import score_encoded
 from swift_rm.selection.rules import select
 from swift_rm.tokens.encoding import encode
-from tests.capture.test_streaming import batch, make_rm
-from tests.capture.test_tap import hooks
-from tests.decoding.test_loop import LENGTHS, OFTEN, WIDTH, Ids, prompts_of
+from tests.decoding.prompt_batches import LENGTHS, OFTEN_ENDS, WIDTH, IdTokenizer, prompts_of
+from tests.generate_calls import hooks, prompt_batch
+from tests.reward_models import make_rm
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
 PROCESSED = {
@@ -20,8 +20,8 @@ PROCESSED = {
 
 
 def generate(model, decoding, **settings):
-    given = {"do_sample": True, "top_k": 0, "max_new_tokens": 10, "eos_token_id": OFTEN, "pad_token_id": 0, **settings}
-    inputs = {} if "inputs_embeds" in settings else batch(model, Ids(), LENGTHS)
+    given = {"do_sample": True, "top_k": 0, "max_new_tokens": 10, "eos_token_id": OFTEN_ENDS, "pad_token_id": 0, **settings}
+    inputs = {} if "inputs_embeds" in settings else prompt_batch(model, IdTokenizer(), LENGTHS)
     torch.manual_seed(0)
     return model.generate(**inputs, custom_generate=decoding, **given)
 
@@ -53,7 +53,7 @@ def test_the_k_best_come_back(llama, settings, position):
     out = generate(llama, decoding, num_return_sequences=2, return_dict_in_generate=True, **settings)
     assert isinstance(out, BestOfNOutput)
     assert out.candidates is decoding.candidates
-    inputs = batch(llama, Ids(), LENGTHS)["input_ids"]
+    inputs = prompt_batch(llama, IdTokenizer(), LENGTHS)["input_ids"]
     assert out.sequences.dtype == torch.long
     for number, (prompt, group) in enumerate(zip(prompts_of(llama), decoding.candidates, strict=True)):
         expected = score(llama, None, rm, [prompt] * 6, [one.token_ids for one in group])
@@ -118,7 +118,7 @@ def test_regions_need_the_tokenizer(llama, tokenizer):
     model, rm = tiny_model("llama", vocab_size=len(tokenizer)), make_rm(region="after:=")
     with pytest.raises(ValueError, match="region 'after:=' needs the tokenizer"):
         generate(model, BestOfNDecoding(rm, 2), eos_token_id=2)
-    decoding, inputs = BestOfNDecoding(rm, 16, tokenizer=tokenizer), batch(model, tokenizer)
+    decoding, inputs = BestOfNDecoding(rm, 16, tokenizer=tokenizer), prompt_batch(model, tokenizer)
     torch.manual_seed(0)
     model.generate(**inputs, max_new_tokens=12, do_sample=True, pad_token_id=0, eos_token_id=None, custom_generate=decoding)
     candidates = [one for group in decoding.candidates for one in group]
@@ -145,7 +145,7 @@ def test_a_rule_that_elects_an_answer_puts_its_choice_first(tokenizer):
         for decoding in (best, shrunk):
             torch.manual_seed(seed)
             out = model.generate(
-                **batch(model, tokenizer), do_sample=True, pad_token_id=0, custom_generate=decoding, **settings
+                **prompt_batch(model, tokenizer), do_sample=True, pad_token_id=0, custom_generate=decoding, **settings
             )  # fmt: skip
         for number, (ranked, group) in enumerate(zip(best.candidates, shrunk.candidates, strict=True)):
             whole = [one for one in ranked if one.complete]

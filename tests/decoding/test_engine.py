@@ -6,62 +6,22 @@ import pytest
 import torch
 
 from swift_rm import score
-from swift_rm.decoding.candidate_budget import Plan
-from swift_rm.decoding.engine import Asked, Engine
+from swift_rm.decoding.candidate_budget import CandidatePlan
 from swift_rm.decoding.pruning import Halving
-from swift_rm.sampling.generation import sampling_settings
-from tests.capture.test_streaming import make_rm
-from tests.capture.test_tap import hooks
-
-PROMPTS = [[20, 21, 22, 23], [24, 25], [26, 27, 28], [29], [30, 31, 32]]
-FREE = {"eos_token_id": None, "max_new_tokens": 8}  # no row ends before the others
-
-
-def make_engine(model, tokenizer, rm=None, plan=None, prune=None, n=4, **settings):
-    settings = sampling_settings(model, 4, n, settings.pop("max_new_tokens", 10), settings)
-    return Engine(model, tokenizer, rm or make_rm(), settings, plan or Plan(n, 1), prune)
-
-
-def answer(engine, prompts=PROMPTS, seed=0, **settings):
-    asked = [Asked(prompt) for prompt in prompts]
-    return engine.answer(asked, seed, **settings), asked
-
-
-def check_rewards(model, rm, asked):
-    for one in asked:
-        complete = [candidate for candidate in one.candidates if candidate.complete]
-        expected = score(model, None, rm, [one.prompt_ids] * len(complete), [candidate.token_ids for candidate in complete])
-        assert [candidate.reward for candidate in complete] == pytest.approx(expected, abs=1e-4)
-
-
-class Forwards:
-    """Counts rows and tokens that go through a model, and raises where it is told to."""
-
-    def __init__(self, model, fail=lambda rows, width: None):
-        self.fail, self.calls = fail, []
-        self.handle = model.model.embed_tokens.register_forward_hook(self.see)
-
-    def see(self, module, args, output):
-        rows, width = args[0].shape
-        self.calls.append((rows, width))
-        self.fail(rows, width)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *details):
-        self.handle.remove()
+from tests.decoding.engines import ENDLESS, PROMPTS, Forwards, answer, check_rewards, make_engine
+from tests.generate_calls import hooks
+from tests.reward_models import make_rm
 
 
 @pytest.mark.parametrize("position", ["generating", "token"])
-@pytest.mark.parametrize("plan", [Plan(4, 4), Plan(4, 1, stop_at=1.0), Plan(4, 2, budget=10_000)])
+@pytest.mark.parametrize("plan", [CandidatePlan(4, 4), CandidatePlan(4, 1, stop_at=1.0), CandidatePlan(4, 2, budget=10_000)])
 def test_every_prompt_gets_n_candidates_and_is_read_once(llama, tokenizer, plan, position):
     rm, before = make_rm(position=position), dict(vars(llama))
     with Forwards(llama) as forwards:
         done, asked = answer(make_engine(llama, tokenizer, rm, plan), batch_size=2)
     assert done
     for one in asked:
-        assert (len(one.candidates), one.begun, one.ended) == (4, 4, "all")
+        assert (len(one.candidates), one.started, one.ended) == (4, 4, "all")
         assert one.tokens == sum(len(candidate.token_ids) for candidate in one.candidates)
     assert [call for call in forwards.calls if call[1] > 1] == [(2, 4), (2, 3), (1, 3)]
     fed = sum(rows for rows, width in forwards.calls if width == 1)
@@ -108,7 +68,7 @@ def test_a_question_stops_when_its_best_is_good_enough(llama, tokenizer):
     rm = make_rm()
     _, everything = answer(make_engine(llama, tokenizer, rm, n=12))
     best = sorted(max(rm.probability([c.reward for c in one.candidates]).tolist()) for one in everything)
-    plan = Plan(12, 2, stop_at=best[1])
+    plan = CandidatePlan(12, 2, stop_at=best[1])
     done, asked = answer(make_engine(llama, tokenizer, rm, plan))
     assert done
     for one in asked:
@@ -120,7 +80,7 @@ def test_a_question_stops_when_its_best_is_good_enough(llama, tokenizer):
 
 
 def test_a_budget_is_spent_and_passed_by_no_more_than_a_step(llama, tokenizer):
-    done, asked = answer(make_engine(llama, tokenizer, plan=Plan(16, 2, budget=150), **FREE))
+    done, asked = answer(make_engine(llama, tokenizer, plan=CandidatePlan(16, 2, budget=150), **ENDLESS))
     assert done
     assert sum(one.tokens for one in asked) == 144, "no more waves of eight tokens a candidate fit in"
     assert all(len(one.candidates) >= 2 for one in asked)
@@ -130,7 +90,7 @@ def test_a_budget_is_spent_and_passed_by_no_more_than_a_step(llama, tokenizer):
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_pruned_candidates_leave_the_batch_and_cost_no_more(llama, tokenizer, position):
     rm = make_rm(position=position)
-    engine = make_engine(llama, tokenizer, rm, prune=Halving(min_tokens=2), n=8, **FREE)
+    engine = make_engine(llama, tokenizer, rm, prune=Halving(min_tokens=2), n=8, **ENDLESS)
     with Forwards(llama) as forwards:
         _, asked = answer(engine, PROMPTS[:2])
     late = position == "token"  # the rule is asked at lengths that are scored, which the last token is not yet
@@ -150,7 +110,7 @@ def test_a_guide_says_who_is_pruned_and_the_reward_model_who_wins(llama, tokeniz
     with torch.no_grad():
         guide.head.weight.neg_()
         guide.head.bias.neg_()
-    engine = make_engine(llama, tokenizer, rm, prune=Halving(min_tokens=7, guide=guide), n=8, **FREE)
+    engine = make_engine(llama, tokenizer, rm, prune=Halving(min_tokens=7, guide=guide), n=8, **ENDLESS)
     _, asked = answer(engine)
     for one in asked:
         for candidate in one.candidates:
@@ -213,13 +173,13 @@ def test_an_interrupt_at_any_time_keeps_what_had_finished(llama, tokenizer, call
         if len(forwards.calls) == call:
             raise KeyboardInterrupt
 
-    plan = Plan(4, 2, stop_at=1.0)
+    plan = CandidatePlan(4, 2, stop_at=1.0)
     with Forwards(llama, fail) as forwards:
         done, asked = answer(make_engine(llama, tokenizer, rm, plan), batch_size=3)
     assert not done
     for one in asked:
         assert one.ended == "interrupted"
-        assert len(one.candidates) <= one.begun
+        assert len(one.candidates) <= one.started
         assert one.tokens == sum(len(candidate.token_ids) for candidate in one.candidates)
     if call > 20:
         assert any(one.candidates for one in asked)
@@ -235,8 +195,10 @@ def test_broken_candidates_neither_prune_nor_end_a_question(llama, tokenizer):
             scores[(input_ids[:, :4] == torch.tensor(PROMPTS[0])).all(dim=1)] = math.nan
         return scores
 
-    plan = Plan(4, 2, stop_at=0.5)
-    _, asked = answer(make_engine(llama, tokenizer, plan=plan, prune=Halving(min_tokens=4), logits_processor=[processor], **FREE))
+    plan = CandidatePlan(4, 2, stop_at=0.5)
+    _, asked = answer(
+        make_engine(llama, tokenizer, plan=plan, prune=Halving(min_tokens=4), logits_processor=[processor], **ENDLESS)
+    )
     assert {candidate.finish_reason for candidate in asked[0].candidates} == {"not_finite"}
     assert (len(asked[0].candidates), asked[0].ended) == (4, "all")
     assert all(any(candidate.complete for candidate in one.candidates) for one in asked[1:])
@@ -244,14 +206,16 @@ def test_broken_candidates_neither_prune_nor_end_a_question(llama, tokenizer):
 
 def test_watchers_see_every_wave(llama, tokenizer):
     seen = []
-    answer(make_engine(llama, tokenizer, plan=Plan(4, 2, stop_at=1.0), **FREE), watch=lambda look: seen.append(look()))
+    answer(
+        make_engine(llama, tokenizer, plan=CandidatePlan(4, 2, stop_at=1.0), **ENDLESS), on_step=lambda look: seen.append(look())
+    )
     assert [len(step.token_ids[0]) for step in seen] == [*range(1, 8)] * 2
     assert all(step.prompts == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] for step in seen)
 
 
 def test_stop_strings_of_the_model_and_of_the_call(llama, tokenizer, monkeypatch):
     def check(stop, **settings):
-        _, asked = answer(make_engine(llama, tokenizer, **settings, **FREE))
+        _, asked = answer(make_engine(llama, tokenizer, **settings, **ENDLESS))
         for one in (candidate for each in asked for candidate in each.candidates):
             texts = [tokenizer.decode(one.token_ids[:end]) for end in range(1, len(one.token_ids) + 1)]
             assert not any(stop in text for text in texts[:-1])
@@ -259,7 +223,7 @@ def test_stop_strings_of_the_model_and_of_the_call(llama, tokenizer, monkeypatch
         assert {c.finish_reason for one in asked for c in one.candidates} == {"stop", "length"}
 
     check("7", stop_strings=["7"])
-    _, asked = answer(make_engine(llama, tokenizer, stop_strings=[], **FREE))
+    _, asked = answer(make_engine(llama, tokenizer, stop_strings=[], **ENDLESS))
     assert {c.finish_reason for one in asked for c in one.candidates} == {"length"}
     monkeypatch.setattr(llama.generation_config, "stop_strings", "wait ")
     check("wait ")
@@ -267,14 +231,14 @@ def test_stop_strings_of_the_model_and_of_the_call(llama, tokenizer, monkeypatch
 
 def test_candidates_that_are_unfinished_when_the_budget_is_spent_are_dropped(llama, tokenizer):
     @dataclass(frozen=True)
-    class Careless(Plan):
+    class Careless(CandidatePlan):
         """Hand out two candidates a question, and then far more than the budget has room for."""
 
         def next_wave(self, sampled):
-            counts = {0: 2, 2: 10}.get(sampled[0].begun, 0)
+            counts = {0: 2, 2: 10}.get(sampled[0].started, 0)
             return [counts] * len(sampled), [None if counts else "budget"] * len(sampled)
 
-    done, asked = answer(make_engine(llama, tokenizer, plan=Careless(16, 2, budget=90), **FREE))
+    done, asked = answer(make_engine(llama, tokenizer, plan=Careless(16, 2, budget=90), **ENDLESS))
     assert done
     rows, first = 10 * len(asked), sum(len(c.token_ids) for one in asked for c in one.candidates[:2])
     assert first < 90 <= sum(one.tokens for one in asked) < 90 + rows, "the budget may be passed by one step of all rows"

@@ -7,46 +7,13 @@ from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWar
 from transformers.cache_utils import DynamicLayer
 
 from swift_rm import score
-from swift_rm.capture.running_reward import RunningRewards
-from swift_rm.decoding.decoded_candidate import Limits
-from swift_rm.decoding.loop import PromptBatch
-from tests.capture.test_streaming import batch, make_rm
-from tests.capture.test_tap import hooks
-from tests.tiny_models import ARCHITECTURES, VOCAB, older_than, tiny_model
+from swift_rm.decoding.decoding_limits import DecodingLimits
+from tests.decoding.prompt_batches import LENGTHS, OFTEN_ENDS, WIDTH, IdTokenizer, prompts_of, read_prompts
+from tests.generate_calls import hooks, prompt_batch
+from tests.reward_models import make_rm
+from tests.tiny_models import ARCHITECTURES, older_than, tiny_model
 
-OFTEN = list(range(2, 14))  # so many ends of sequence that rows end at different steps
-LENGTHS = (5, 3, 7)
-WIDTH = max(LENGTHS)
 STATIC = ("llama", "mistral", "gemma3_text", "gpt_oss", "lfm2", "jamba", "qwen3_next")
-
-
-class Ids:
-    """What `batch` needs to know of a tokenizer."""
-
-    pad_token_id = 0
-
-    def __len__(self):
-        return VOCAB
-
-
-def read(model, rm, inputs=None, **settings):
-    """Let the model read prompts, as `generate` prepares it; sampling starts from a fixed seed."""
-    torch.manual_seed(0)
-    made = []
-
-    def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        running = RunningRewards(model, rm)
-        made.append(PromptBatch(model, input_ids, logits_processor, stopping_criteria, generation_config, running, kwargs))
-        return input_ids
-
-    given = {"do_sample": True, "top_k": 0, "max_new_tokens": 12, "eos_token_id": OFTEN, "pad_token_id": 0, **settings}
-    model.generate(**(inputs or batch(model, Ids(), LENGTHS)), custom_generate=loop, **given)
-    return made[0]
-
-
-def prompts_of(model):
-    inputs = batch(model, Ids(), LENGTHS)
-    return [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
 
 
 def check_rewards(model, rm, candidates):
@@ -65,13 +32,13 @@ def test_sampled_candidates_have_the_rewards_that_score_gives(architecture):
     model = tiny_model(architecture)
     for position in ("generating", "token"):
         rm = make_rm(32, (1, 2), position=position)
-        decoding = read(model, rm, use_cache=True).decode([0, 1, 2] * 4)
+        decoding = read_prompts(model, rm, use_cache=True).decode([0, 1, 2] * 4)
         assert [one.prompt for one in decoding.candidates] == [0, 1, 2] * 4
         assert len({len(one.token_ids) for one in decoding.candidates}) > 3, "rows should leave at different steps"
         assert decoding.tokens == sum(len(one.token_ids) for one in decoding.candidates)
         for one in decoding.candidates:
-            ended = one.token_ids[-1] in OFTEN
-            assert not any(token in OFTEN for token in one.token_ids[:-1])
+            ended = one.token_ids[-1] in OFTEN_ENDS
+            assert not any(token in OFTEN_ENDS for token in one.token_ids[:-1])
             assert one.finish_reason == ("stop" if ended else "length")
             assert ended or len(one.token_ids) == 12
         check_rewards(model, rm, decoding.candidates)
@@ -83,7 +50,9 @@ def test_static_caches_and_windows_shorter_than_the_text(architecture, position)
     if architecture in ("lfm2", "jamba", "qwen3_next") and older_than("5.14"):
         pytest.skip("transformers' own generate makes no static cache for models with linear attention before 5.14")
     model, rm = tiny_model(architecture), make_rm(32, (1, 2), position=position)
-    decoding = read(model, rm, cache_implementation="static").decode([0, 1, 2] * 8)  # so many that one is long, whatever the seed
+    decoding = read_prompts(model, rm, cache_implementation="static").decode(
+        [0, 1, 2] * 8
+    )  # so many that one is long, whatever the seed
     assert any(one.finish_reason == "length" for one in decoding.candidates), "the cache should be filled"
     check_rewards(model, rm, decoding.candidates)
 
@@ -91,9 +60,9 @@ def test_static_caches_and_windows_shorter_than_the_text(architecture, position)
 @pytest.mark.parametrize("settings", [{"prefill_chunk_size": 2}, {"repetition_penalty": 1.5}])
 def test_greedy_candidates_do_not_depend_on_their_company(llama, settings):
     settings = {"do_sample": False, **settings}
-    company = read(llama, make_rm(), **settings).decode([2, 0, 1, 0])
+    company = read_prompts(llama, make_rm(), **settings).decode([2, 0, 1, 0])
     for one in company.candidates:
-        (alone,) = read(llama, make_rm(), **settings).decode([one.prompt]).candidates
+        (alone,) = read_prompts(llama, make_rm(), **settings).decode([one.prompt]).candidates
         assert (one.token_ids, one.finish_reason) == (alone.token_ids, alone.finish_reason)
         assert one.reward == pytest.approx(alone.reward, abs=1e-5)
     check_rewards(llama, make_rm(), company.candidates)
@@ -117,7 +86,7 @@ def test_samples_are_distributed_as_those_of_generate():
     inputs = {"input_ids": prompt, "attention_mask": (prompt != 0).long()}
     warp = LogitsProcessorList([TemperatureLogitsWarper(1.7), TopKLogitsWarper(9), TopPLogitsWarper(0.95)])
     settings = {"temperature": 1.7, "top_k": 9, "top_p": 0.95, "max_new_tokens": 2, "eos_token_id": ends}
-    decoded = read(model, make_rm(), inputs, **settings).decode([0, 1] * 3000).candidates
+    decoded = read_prompts(model, make_rm(), inputs, **settings).decode([0, 1] * 3000).candidates
 
     def chances(tokens, warped):
         with torch.no_grad():
@@ -142,7 +111,7 @@ def test_logprobs_are_the_models_own_whatever_the_processors_do(llama):
     def spoil(input_ids, scores):
         return scores.mul_(0.01).add_(3)  # in place
 
-    for one in read(llama, make_rm(), temperature=3.0, logits_processor=[spoil]).decode([0, 0, 1]).candidates:
+    for one in read_prompts(llama, make_rm(), temperature=3.0, logits_processor=[spoil]).decode([0, 0, 1]).candidates:
         prompt = prompts_of(llama)[one.prompt]
         with torch.no_grad():
             logprobs = llama(torch.tensor([[*prompt, *one.token_ids]])).logits[0].log_softmax(-1)
@@ -155,7 +124,7 @@ def test_prompts_are_read_once_and_rows_leave_as_they_end(llama, position):
     calls = []
     handle = llama.model.embed_tokens.register_forward_hook(lambda module, args, output: calls.append(tuple(args[0].shape)))
     try:
-        prompts = read(llama, make_rm(position=position))
+        prompts = read_prompts(llama, make_rm(position=position))
         assert calls == [(len(LENGTHS), WIDTH)]
         for wave in ([0, 1, 2] * 4, [1] * 5, [2]):
             calls.clear()
@@ -192,7 +161,7 @@ def quantised_cache(layers):
 def test_what_rows_cannot_leave_is_refused(architecture, settings, message):
     model = tiny_model(architecture)
     with pytest.raises(ValueError, match=message):
-        read(model, make_rm(), **settings)
+        read_prompts(model, make_rm(), **settings)
     assert hooks(model) == 0
 
 
@@ -212,9 +181,9 @@ def spoil_at(step, value, prompt):
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_broken_logits_of_one_row(llama, position, value, do_sample):
     rm, settings = make_rm(position=position), {"do_sample": do_sample, "eos_token_id": 2}
-    spoil = spoil_at(2, value, batch(llama, Ids(), LENGTHS)["input_ids"][1])
+    spoil = spoil_at(2, value, prompt_batch(llama, IdTokenizer(), LENGTHS)["input_ids"][1])
     clean, hurt = [
-        read(llama, rm, logits_processor=processors, **settings).decode([0, 1, 2]) for processors in ([], [spoil])
+        read_prompts(llama, rm, logits_processor=processors, **settings).decode([0, 1, 2]) for processors in ([], [spoil])
     ]  # fmt: skip
     broken = hurt.candidates[1]
     assert (broken.finish_reason, broken.flag, broken.complete) == ("not_finite", "not_finite", False)
@@ -239,7 +208,7 @@ def test_broken_states_of_one_row(llama, position):
     handle = llama.model.layers[0].register_forward_hook(spoil)
     try:
         rm = make_rm(position=position)
-        found = read(llama, rm, remove_invalid_values=True).decode([0, 1, 2, 1]).candidates
+        found = read_prompts(llama, rm, remove_invalid_values=True).decode([0, 1, 2, 1]).candidates
     finally:
         handle.remove()
     assert [one.finish_reason == "not_finite" for one in found] == [False, True, False, True]
@@ -262,7 +231,7 @@ def test_an_interrupt_leaves_what_had_finished(llama, monkeypatch, where, positi
             raise KeyboardInterrupt
         return scores
 
-    prompts = read(llama, rm, logits_processor=[processor])
+    prompts = read_prompts(llama, rm, logits_processor=[processor])
     handle = llama.model.norm.register_forward_hook(lambda *args: raise_at(7) if where == "model" else None)
     if where == "keep_rows":
         monkeypatch.setattr("swift_rm.decoding.loop.keep_rows", lambda *args: raise_at(1))
@@ -280,12 +249,12 @@ def test_an_interrupt_leaves_what_had_finished(llama, monkeypatch, where, positi
 
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_a_limit_of_tokens_drops_what_is_unfinished(llama, position):
-    prompts = read(llama, make_rm(position=position), eos_token_id=None)
-    decoding = prompts.decode([0, 1, 2], Limits(tokens=7))
+    prompts = read_prompts(llama, make_rm(position=position), eos_token_id=None)
+    decoding = prompts.decode([0, 1, 2], DecodingLimits(tokens=7))
     assert decoding.tokens == 9
     assert [one.finish_reason for one in decoding.candidates] == ["budget"] * 3
     assert all(math.isfinite(one.reward) and one.flag is None and not one.complete for one in decoding.candidates)
-    at_once = prompts.decode([0, 1], Limits(tokens=1)).candidates
+    at_once = prompts.decode([0, 1], DecodingLimits(tokens=1)).candidates
     assert [(one.finish_reason, one.flag, len(one.token_ids)) for one in at_once] == [("budget", None, 1)] * 2
     assert all(math.isnan(one.reward) == (position == "token") for one in at_once), "its only state was not read"
 
@@ -309,9 +278,9 @@ class Asking:
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_pruning_rules_are_asked_with_the_rewards_so_far(llama, position):
     rm, rule = make_rm(position=position), Asking(4, drop=(0,))
-    spoil = spoil_at(1, math.nan, batch(llama, Ids(), LENGTHS)["input_ids"][1])
-    prompts = read(llama, rm, eos_token_id=None, max_new_tokens=8, logits_processor=[spoil])
-    decoding = prompts.decode([0, 0, 1, 0], Limits(prune=rule, earlier={0: [1.5]}))
+    spoil = spoil_at(1, math.nan, prompt_batch(llama, IdTokenizer(), LENGTHS)["input_ids"][1])
+    prompts = read_prompts(llama, rm, eos_token_id=None, max_new_tokens=8, logits_processor=[spoil])
+    decoding = prompts.decode([0, 0, 1, 0], DecodingLimits(prune=rule, earlier={0: [1.5]}))
     assert [one.finish_reason for one in decoding.candidates] == ["pruned", "length", "not_finite", "length"]
     ((tokens, rewards, finished, pruned),) = rule.asked
     assert (tokens, finished, pruned) == (4, [1.5], 0)
@@ -333,8 +302,10 @@ def test_a_row_whose_logits_break_weighs_nothing_with_its_siblings(llama, positi
             scores[0] = math.nan
         return scores
 
-    prompts = read(llama, make_rm(position=position), eos_token_id=None, max_new_tokens=5, logits_processor=[spoil_the_first])
-    decoding = prompts.decode([0, 0, 0], Limits(prune=rule))
+    prompts = read_prompts(
+        llama, make_rm(position=position), eos_token_id=None, max_new_tokens=5, logits_processor=[spoil_the_first]
+    )
+    decoding = prompts.decode([0, 0, 0], DecodingLimits(prune=rule))
     assert last == [3]
     assert [one.finish_reason for one in decoding.candidates] == ["not_finite", "length", "length"]
     ((_, rewards, finished, pruned),) = rule.asked
@@ -343,7 +314,7 @@ def test_a_row_whose_logits_break_weighs_nothing_with_its_siblings(llama, positi
 
 
 def test_time_that_runs_out_is_an_end_of_the_room(llama):
-    decoding = read(llama, make_rm(), max_time=1e-6, eos_token_id=None).decode([0, 1])
+    decoding = read_prompts(llama, make_rm(), max_time=1e-6, eos_token_id=None).decode([0, 1])
     assert [(one.finish_reason, len(one.token_ids)) for one in decoding.candidates] == [("length", 1)] * 2
 
 
@@ -352,7 +323,7 @@ def test_criteria_of_the_user_end_single_rows(llama):
         return input_ids[:, WIDTH:].float().mean(dim=1) > 55
 
     rm = make_rm()
-    candidates = read(llama, rm, eos_token_id=None, stopping_criteria=[after]).decode([0, 1, 2] * 4).candidates
+    candidates = read_prompts(llama, rm, eos_token_id=None, stopping_criteria=[after]).decode([0, 1, 2] * 4).candidates
     for one in candidates:
         means = [sum(one.token_ids[:end]) / end > 55 for end in range(1, len(one.token_ids) + 1)]
         assert not any(means[:-1])
@@ -363,7 +334,7 @@ def test_criteria_of_the_user_end_single_rows(llama):
 
 def test_watchers_see_the_rows_after_each_token(llama):
     seen = []
-    decoding = read(llama, make_rm()).decode([2, 0, 2], watch=lambda look: seen.append(look()))
+    decoding = read_prompts(llama, make_rm()).decode([2, 0, 2], on_step=lambda look: seen.append(look()))
     lengths = [len(one.token_ids) for one in decoding.candidates]
     assert len(seen) == max(lengths) - 1, "nothing is there to see once the last row has left"
     for number, step in enumerate(seen, start=1):

@@ -11,8 +11,8 @@ from swift_rm.capture.state_recorder import StateRecorder
 from swift_rm.capture.token_statistics import StatisticsRecorder
 from swift_rm.models import transformers_internals as internals
 from swift_rm.sampling.generation import NEUTRAL
-from tests.capture.test_streaming import make_rm
 from tests.decoding.planted_generate import FAULTS, Planted
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 ROWS, WIDTH, NEW = 3, 5, 7

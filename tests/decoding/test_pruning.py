@@ -3,7 +3,7 @@ import math
 import pytest
 
 from swift_rm.decoding.pruning import Confidence, Halving, check_guide, get_prune
-from tests.capture.test_streaming import make_rm
+from tests.reward_models import make_rm
 
 NAN = math.nan
 

@@ -13,27 +13,13 @@ from swift_rm.reward.identity import describe_base
 from swift_rm.reward.logprob_features import LogprobFeatures, feature_names, response_features
 from swift_rm.reward.logprobs import logprobs_of
 from swift_rm.scoring.score import score_encoded, score_rollouts
-from swift_rm.scoring.teacher_forced_states import packed_features, without_ends
+from swift_rm.scoring.teacher_forced_states import drop_end_tokens, packed_features
 from swift_rm.scoring.token_scoring import score_tokens
 from swift_rm.tokens.encoding import encode
-from tests.capture.test_streaming import MARKER, EndAfter, Script, batch, cut, make_rm
-from tests.decoding.test_loop import LENGTHS, OFTEN, Ids, prompts_of, read
+from tests.decoding.prompt_batches import LENGTHS, OFTEN_ENDS, IdTokenizer, prompts_of, read_prompts
+from tests.generate_calls import END, MARKER, EndAfter, Script, cut_at_end, prompt_batch
+from tests.reward_models import LOGPROB_CONFIGS, make_reader, make_rm
 from tests.tiny_models import HIDDEN, LAYERS, VOCAB, tiny_model
-
-CONFIGS = {
-    "logits": SwiftConfig.of_logits(VOCAB),
-    "top 3": SwiftConfig.of_top_logprobs(3),
-    "chosen": SwiftConfig.of_top_logprobs(0),
-}
-END = 2
-
-
-def reader(config, **changes):
-    rm = SwiftRewardModel(config if not changes else SwiftConfig.from_dict({**config.to_dict(), **changes}))
-    with torch.no_grad():
-        for parameter in rm.parameters():
-            parameter.normal_(generator=torch.Generator().manual_seed(0))
-    return rm
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +68,7 @@ def test_two_logits_by_hand():
     assert score(model, None, rm, [[1, 0]], [[1, 0]]) == pytest.approx([mean], abs=1e-6)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", LOGPROB_CONFIGS.values(), ids=LOGPROB_CONFIGS)
 def test_a_pass_over_text_makes_the_features_made_by_hand(model, config, make_rollout, monkeypatch):
     monkeypatch.setattr(
         "swift_rm.scoring.teacher_forced_states.LOGITS_BYTES", 4 * VOCAB * 9
@@ -94,7 +80,7 @@ def test_a_pass_over_text_makes_the_features_made_by_hand(model, config, make_ro
     assert features.offsets.tolist() == [0, *torch.tensor([len(one) for one in expected]).cumsum(0).tolist()]
     assert features.states.dtype == torch.float32
     torch.testing.assert_close(features.states, torch.cat(expected), atol=1e-5, rtol=1e-5)
-    rm = reader(config)
+    rm = make_reader(config)
     by_hand = [rm(one, torch.tensor([0, len(one)])).item() for one in expected]
     assert score(model, None, rm, PROMPTS, RESPONSES) == pytest.approx(by_hand, abs=1e-4)
     assert [one.reward for one in score_rollouts(model, None, rm, rollouts)] == pytest.approx(by_hand, abs=1e-4)
@@ -113,8 +99,8 @@ def test_log_probabilities_are_made_of_some_tokens_at_a_time(model, monkeypatch)
         "swift_rm.scoring.teacher_forced_states.logprobs_of",
         lambda logits, *rest: sizes.append(len(logits)) or logprobs_of(logits, *rest),
     )
-    config = CONFIGS["top 3"]
-    encoded = without_ends(model, config.source, encode(model, None, [*PROMPTS, [5]], [*RESPONSES, [END]], "response"))
+    config = LOGPROB_CONFIGS["top 3"]
+    encoded = drop_end_tokens(model, config.source, encode(model, None, [*PROMPTS, [5]], [*RESPONSES, [END]], "response"))
     (packed,) = packed_features(model, config, encoded)
     assert packed.offsets.tolist() == [0, 5, 7, 8, 8] and sizes == [2, 2, 2, 2]
     torch.testing.assert_close(packed.layers[0][5:7], features_by_hand(model, config, PROMPTS[0], RESPONSES[0]))
@@ -126,25 +112,25 @@ def test_logits_come_in_parts_that_fit_and_of_the_responses_only(model, monkeypa
     encoded = encode(model, None, [[5] * 30] * 6, [[6] * length for length in (3, 4, 5, 6, 7, 8)], "response")
     for limit in (1, 3 * 4 * VOCAB * 9, 1 << 30):
         monkeypatch.setattr("swift_rm.scoring.teacher_forced_states.LOGITS_BYTES", limit)
-        list(packed_features(model, CONFIGS["logits"], encoded))
+        list(packed_features(model, LOGPROB_CONFIGS["logits"], encoded))
     hook.remove()
     assert rows == [*[(1, length + 1) for length in (8, 7, 6, 5, 4, 3)], (3, 9), (3, 6), (6, 9)]
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", LOGPROB_CONFIGS.values(), ids=LOGPROB_CONFIGS)
 @pytest.mark.parametrize(
     "settings", [{}, {"repetition_penalty": 1.3, "temperature": 0.5, "top_k": 5}], ids=["plain", "penalties"]
 )
 def test_streaming_equals_score_on_the_same_tokens(model, config, settings):
-    rm, inputs = reader(config), batch(model, Ids(), LENGTHS)
+    rm, inputs = make_reader(config), prompt_batch(model, IdTokenizer(), LENGTHS)
     with StreamingReward(model, rm, tokens=True) as stream:
         for seed in range(3):
             torch.manual_seed(seed)
             out = model.generate(
-                **inputs, do_sample=True, max_new_tokens=12, num_return_sequences=4, pad_token_id=0, eos_token_id=OFTEN,
+                **inputs, do_sample=True, max_new_tokens=12, num_return_sequences=4, pad_token_id=0, eos_token_id=OFTEN_ENDS,
                 stopping_criteria=[EndAfter(7, *[12, 5] * 6)], **{"top_k": 0, **settings},
             )  # fmt: skip
-            responses = [cut(row[: 5 if i % 2 else 12], OFTEN) for i, row in enumerate(out[:, 7:].tolist())]
+            responses = [cut_at_end(row[: 5 if i % 2 else 12], OFTEN_ENDS) for i, row in enumerate(out[:, 7:].tolist())]
             prompts = [prompt for prompt in prompts_of(model) for _ in range(4)]
             spoken = [i for i, response in enumerate(responses) if config.source == "logits" or response != [END]]
             expected = score(model, None, rm, [prompts[i] for i in spoken], [responses[i] for i in spoken])
@@ -156,7 +142,7 @@ def test_streaming_equals_score_on_the_same_tokens(model, config, settings):
 
 
 def test_a_response_of_its_end_token_alone_has_no_reward(model, make_rollout):
-    rm = reader(CONFIGS["top 3"])
+    rm = make_reader(LOGPROB_CONFIGS["top 3"])
     scripts = [[END], [20, END], [20, 21, 22]]
     with StreamingReward(model, rm) as stream:
         model.generate(
@@ -181,7 +167,7 @@ def test_logits_of_a_region_after_a_marker(llama, tokenizer, region):
         tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in ("<think>27+15=42, </think><answer>42</answer><eos>", "<think>27<eos>")
     ]
-    rm, inputs = reader(SwiftConfig.of_logits(len(tokenizer)), region=region), batch(llama, tokenizer)
+    rm, inputs = make_reader(SwiftConfig.of_logits(len(tokenizer)), region=region), prompt_batch(llama, tokenizer)
     with StreamingReward(llama, rm, tokenizer) as stream:
         llama.generate(
             **inputs, max_new_tokens=24, do_sample=False, logits_processor=[Script(5, *scripts)],
@@ -192,10 +178,10 @@ def test_logits_of_a_region_after_a_marker(llama, tokenizer, region):
     assert stream.flags == [None, None if region == "response" else "marker_missing"]
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", LOGPROB_CONFIGS.values(), ids=LOGPROB_CONFIGS)
 def test_rows_that_leave_and_are_repeated_take_their_features_along(model, config):
-    rm = reader(config)
-    made = read(model, rm)
+    rm = make_reader(config)
+    made = read_prompts(model, rm)
     for asked in ([0, 1, 2], [2, 2, 0, 1, 1, 0, 2, 2]):
         torch.manual_seed(7)
         decoding = made.decode(asked)
@@ -206,10 +192,10 @@ def test_rows_that_leave_and_are_repeated_take_their_features_along(model, confi
         assert [one.reward for one in spoken] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", LOGPROB_CONFIGS.values(), ids=LOGPROB_CONFIGS)
 def test_best_of_n_with_pruning_gives_the_rewards_of_score(llama, tokenizer, config):
     config = SwiftConfig.of_logits(len(tokenizer)) if config.source == "logits" else config
-    rm, guide = reader(config), reader(config)
+    rm, guide = make_reader(config), make_reader(config)
     prompts = ["12+34", "56+07"]
     found = best_of_n(
         llama, tokenizer, rm, prompts, 8, "best", Halving(min_tokens=3, guide=guide), max_new_tokens=12, repetition_penalty=1.2
@@ -235,7 +221,7 @@ class OnlyEnd:
 
 
 def test_best_of_n_says_why_a_candidate_has_no_reward(llama, tokenizer):
-    rm = reader(CONFIGS["top 3"])
+    rm = make_reader(LOGPROB_CONFIGS["top 3"])
     (found,) = best_of_n(llama, tokenizer, rm, ["12+34"], 3, "best", max_new_tokens=9, logits_processor=[OnlyEnd([1])])
     said = [(one.token_ids == [END], one.complete, one.flag) for one in found.candidates]
     assert said == [(False, True, None), (False, True, None), (True, False, "region_empty")]
@@ -253,40 +239,43 @@ def test_what_is_kept_of_a_row_does_not_depend_on_its_length(model, top):
     floats = LogprobFeatures(top)
     floats.begin(1)
     for length in (3, 20):
-        with StreamingReward(model, reader(SwiftConfig.of_top_logprobs(top))) as stream:
+        with StreamingReward(model, make_reader(SwiftConfig.of_top_logprobs(top))) as stream:
             model.generate(torch.tensor([[5, 6]] * 2), max_new_tokens=length, do_sample=True, eos_token_id=None)
         assert stream.state_bytes == 12 + 4 * floats._kept.shape[1] == {0: 36, 3: 72}[top]
-    with StreamingReward(model, reader(CONFIGS["logits"])) as stream:
+    with StreamingReward(model, make_reader(LOGPROB_CONFIGS["logits"])) as stream:
         model.generate(torch.tensor([[5, 6]] * 2), max_new_tokens=5, do_sample=True)
     assert stream.state_bytes == 12
 
 
 def test_a_head_of_one_source_meets_only_what_it_reads(model):
     other = tiny_model("llama", vocab_size=VOCAB + 3)
-    logits = describe_base(CONFIGS["logits"], model, None)
+    logits = describe_base(LOGPROB_CONFIGS["logits"], model, None)
     assert (logits.layers, logits.base_layers, logits.hidden_size) == ((LAYERS,), LAYERS, VOCAB)
-    assert describe_base(CONFIGS["top 3"], model, None).layers == (LAYERS,)
+    assert describe_base(LOGPROB_CONFIGS["top 3"], model, None).layers == (LAYERS,)
     with pytest.raises(
         ValueError, match=rf"expected {VOCAB} output logits \(.* trained on LlamaForCausalLM\), but .* has {VOCAB + 3}"
     ):
-        StreamingReward(other, reader(logits))
-    describe_base(CONFIGS["top 3"], other, None)  # has no width of its own
+        StreamingReward(other, make_reader(logits))
+    describe_base(LOGPROB_CONFIGS["top 3"], other, None)  # has no width of its own
     deeper = tiny_model("llama", num_hidden_layers=4)
     with pytest.raises(ValueError, match=r"with 3 layers, but .* has 4"):
         describe_base(logits, deeper, None)
     hidden = make_rm(HIDDEN, (LAYERS,))
-    for rm in (reader(CONFIGS["logits"]), reader(CONFIGS["top 3"])):
+    for rm in (make_reader(LOGPROB_CONFIGS["logits"]), make_reader(LOGPROB_CONFIGS["top 3"])):
         with pytest.raises(ValueError, match=f"the guide .* its source is 'hidden', the reward model's {rm.config.source!r}"):
             get_prune(Halving(guide=hidden), rm)
-    of_records, of_passes = reader(CONFIGS["top 3"]), reader(describe_base(CONFIGS["top 3"], model, None))
+    of_records, of_passes = (
+        make_reader(LOGPROB_CONFIGS["top 3"]),
+        make_reader(describe_base(LOGPROB_CONFIGS["top 3"], model, None)),
+    )
     assert get_prune(Halving(guide=of_records), of_passes) is not None, "both read after the last layer"
     with pytest.raises(ValueError, match="its top_logprobs is 0, the reward model's 3"):
-        get_prune(Halving(guide=reader(CONFIGS["chosen"])), reader(CONFIGS["top 3"]))
+        get_prune(Halving(guide=make_reader(LOGPROB_CONFIGS["chosen"])), make_reader(LOGPROB_CONFIGS["top 3"]))
 
 
 @pytest.mark.parametrize(("name", "where"), [("logits", "its output logits"), ("top 3", "the features of its log-probabilities")])
 def test_logits_that_are_not_finite_are_said_to_be(model, name, where, make_rollout):
-    broken, rm = copy.deepcopy(model), reader(CONFIGS[name])
+    broken, rm = copy.deepcopy(model), make_reader(LOGPROB_CONFIGS[name])
     with torch.no_grad():
         broken.lm_head.weight[7] = torch.nan
     with pytest.raises(ValueError, match=f"response 0 has NaN or Inf in {where}"):

@@ -10,7 +10,8 @@ from swift_rm.scoring.teacher_forced_states import packed_states
 from swift_rm.scoring.token_scoring import score_tokens
 from swift_rm.tokens.encoding import Encoded, encode
 from swift_rm.tokens.region import Region, find_region
-from tests.capture.test_streaming import EndAfter, Script, batch, make_rm
+from tests.generate_calls import EndAfter, Script, prompt_batch
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 MARKER, SPANNING = ", ", "=4"  # one token, and two
@@ -43,7 +44,7 @@ def by_the_formula(model, rm, tokenizer, prompt, response):
 @pytest.mark.parametrize("marker", [MARKER, SPANNING])
 def test_score_and_streaming_read_the_tokens_that_end_a_step(llama, tokenizer, position, marker):
     scripts = [ids(tokenizer, text) for text in TEXTS]
-    rm, inputs = make_rm(position=position, region=f"steps:{marker}"), batch(llama, tokenizer, (5, 3, 4, 2))
+    rm, inputs = make_rm(position=position, region=f"steps:{marker}"), prompt_batch(llama, tokenizer, (5, 3, 4, 2))
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True)]
     expected = [by_the_formula(llama, rm, tokenizer, p, r) for p, r in zip(prompts, scripts, strict=True)]
     assert score(llama, tokenizer, rm, prompts, scripts) == pytest.approx(expected, abs=1e-4)
@@ -59,7 +60,7 @@ def test_score_and_streaming_read_the_tokens_that_end_a_step(llama, tokenizer, p
 
 @pytest.mark.parametrize("position", ["generating", "token"])
 def test_partial_rewards_are_those_of_the_steps_so_far(llama, tokenizer, position):
-    rm, inputs, seen = make_rm(position=position, region=f"steps:{SPANNING}"), batch(llama, tokenizer, (4,)), []
+    rm, inputs, seen = make_rm(position=position, region=f"steps:{SPANNING}"), prompt_batch(llama, tokenizer, (4,)), []
     script = ids(tokenizer, "1=4, 3=44=4")
 
     def watch(input_ids, scores, **kwargs):

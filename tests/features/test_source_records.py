@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, fit, sample, score
-from swift_rm.capture.state_recorder import Recording, StateRecorder
+from swift_rm.capture.state_recorder import RecordingSpec, StateRecorder
 from swift_rm.evaluation.probed_states import read_states
 from swift_rm.features.read_states import extract_features
 from swift_rm.features.record_features import record_features
@@ -20,8 +20,8 @@ from swift_rm.training.fit import fit_bank, fit_features
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.fit_while_sampling import fit_online
 from swift_rm.training.head_grid import HeadPlan
-from tests.decoding.test_sources import CONFIGS, reader
 from tests.features.feature_stores import fill, make_key
+from tests.reward_models import LOGPROB_CONFIGS, make_reader
 from tests.training.test_fit import rollouts as planted
 from tests.training.test_fit_while_sampling import SETTINGS, grade, questions
 
@@ -49,7 +49,7 @@ def test_records_hold_what_a_pass_over_their_tokens_gives(llama, tokenizer, tmp_
     local, recorded = extract_features(llama, None, spoken, SwiftConfig.of_top_logprobs(5)), record_features(spoken, 5)
     assert torch.equal(local.offsets, recorded.offsets)
     torch.testing.assert_close(local.states, recorded.states, atol=1e-3, rtol=1e-3)
-    rm = reader(SwiftConfig.of_top_logprobs(5))
+    rm = make_reader(SwiftConfig.of_top_logprobs(5))
     pairs = zip(score_rollouts(llama, None, rm, spoken), score_rollouts(None, None, rm, spoken), strict=True)
     assert all(there.reward == pytest.approx(here.reward, abs=2e-3) for there, here in pairs)
 
@@ -75,10 +75,10 @@ def test_another_number_of_alternatives_is_another_setting(llama, tokenizer, tmp
 
 
 def test_logits_recorded_while_sampling_are_those_of_a_second_pass(llama, tokenizer, logits):
-    batches = sample_batches(llama, tokenizer, questions(3), 2, record=Recording.of(logits), batch_size=2, max_new_tokens=7)
+    batches = sample_batches(llama, tokenizer, questions(3), 2, record=RecordingSpec.of(logits), batch_size=2, max_new_tokens=7)
     for batch in batches:
         prompts, responses = ([getattr(one, name) for one in batch.rollouts] for name in ("prompt_ids", "response_ids"))
-        again, offsets = read_again(llama, Recording.of(logits), prompts, responses)
+        again, offsets = read_again(llama, RecordingSpec.of(logits), prompts, responses)
         assert torch.equal(batch.offsets, offsets)
         assert batch.states.shape == (int(offsets[-1]), len(tokenizer))
         torch.testing.assert_close(batch.states, again, atol=1e-4, rtol=1e-4)
@@ -103,14 +103,14 @@ def test_a_head_learns_from_logits_while_sampling(llama, tokenizer, logits, tmp_
     )
     torch.testing.assert_close(again.rm.head.weight, done.rm.head.weight, atol=1e-3, rtol=1e-2)
     with pytest.raises(ValueError, match="'top_logprobs' is not recorded as states: sample with top_logprobs=K"):
-        fit_online(llama, tokenizer, questions(60), CONFIGS["top 3"], 6, grade=grade, **SETTINGS)
+        fit_online(llama, tokenizer, questions(60), LOGPROB_CONFIGS["top 3"], 6, grade=grade, **SETTINGS)
 
 
 def test_what_cannot_be_recorded_is_refused_by_name(llama):
     with pytest.raises(ValueError, match="'top_logprobs' is not recorded as states"):
         StateRecorder(llama, (-1,), source="top_logprobs")
     with pytest.raises(ValueError, match=r"the source 'logits' cannot be recorded at the positions \('token',\)"):
-        Recording((-1,), ("token",), "logits")
+        RecordingSpec((-1,), ("token",), "logits")
     with pytest.raises(ValueError, match=r"after the last layer, -1, not after the layers \(0,\)"):
         StateRecorder(llama, (0,), source="logits")
 
@@ -119,13 +119,13 @@ def test_feature_stores_and_probes_are_for_hidden_states(llama, tokenizer, logit
     with FeatureWriter(tmp_path / "store", make_key()) as writer:
         fill(writer, range(12))
     store = FeatureStore(tmp_path / "store")
-    for config in (logits, CONFIGS["top 3"]):
+    for config in (logits, LOGPROB_CONFIGS["top 3"]):
         with pytest.raises(ValueError, match=f"features are of the source 'hidden', but the heads read {config.source!r}"):
             fit_features(store, config)
         with pytest.raises(
             ValueError, match=f"probed for hidden states, but the reward model reads the source {config.source!r}"
         ):
-            read_states(llama, tokenizer, planted(make_rollout), SwiftConfig(32, (3,)), reader(config))
+            read_states(llama, tokenizer, planted(make_rollout), SwiftConfig(32, (3,)), make_reader(config))
     plans = [HeadPlan(logits, FitSettings()), HeadPlan(SwiftConfig(len(tokenizer), (-1,)), FitSettings(), "other")]
     with pytest.raises(ValueError, match=r"share their source: 'head' reads \('logits', None\), 'other' \('hidden', None\)"):
         fit_bank(store, plans, (-1,), [("generating", "response")])

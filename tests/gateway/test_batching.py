@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from swift_rm.decoding.engine import Asked
+from swift_rm.decoding.engine import PromptState
 from swift_rm.gateway.local.batching import PADDING, Batches, Job, Sampling
 from swift_rm.gateway.request.backend import Answer
 from swift_rm.gateway.request.errors import GatewayError
 
 
 def make_job(name=0, rows=1, seed=None, prompt=3, **sampling):
-    return Job(Asked([name] * prompt, n=rows), Sampling(**sampling), seed=seed)
+    return Job(PromptState([name] * prompt, n=rows), Sampling(**sampling), seed=seed)
 
 
 class Runs:

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from swift_rm.gateway.local.live_text import LiveText, open_ends_of
-from swift_rm.tokens.stop_text import cut
+from swift_rm.tokens.stop_text import cut_at_stop_string
 
 TEXTS = [
     "naïve café",
@@ -47,7 +47,7 @@ def byte_fallback():
 def pieces_of(tokenizer, ids, stop=()):
     """Return what is told token by token, and at last; and the whole text."""
     live = LiveText(tokenizer, stop, open_ends_of(tokenizer))
-    text = cut(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), stop)
+    text = cut_at_stop_string(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), stop)
     return [live.push(ids[:end]) for end in range(1, len(ids) + 1)] + [live.finish(text)], text
 
 

@@ -12,8 +12,8 @@ from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.models.load import load_language_model, resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
-from tests.capture.test_streaming import make_rm
-from tests.decoding.test_engine import Forwards
+from tests.decoding.engines import Forwards
+from tests.reward_models import make_rm
 
 SETTINGS = Settings(model="tiny-reasoner", reward_model="tiny-reasoner-reward")
 QUESTIONS = ["27+15", "31-14+22", "5+5", "90+80-3", "1+2+3+4"]

@@ -10,9 +10,10 @@ from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.request import Asking
 from swift_rm.models.load import resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
-from tests.decoding.test_engine import Forwards
-from tests.decoding.test_sources import CONFIGS, END, reader
+from tests.decoding.engines import Forwards
 from tests.gateway.test_local import answers, ask, endless, refusal, serving, tiny
+from tests.generate_calls import END
+from tests.reward_models import LOGPROB_CONFIGS, make_reader
 
 __all__ = ["endless", "tiny"]
 
@@ -186,7 +187,7 @@ def test_an_empty_response_is_an_answer_without_a_reward(llama, tokenizer):
 
     handle = llama.lm_head.register_forward_hook(only_end)
     try:
-        loaded = llama, tokenizer, reader(CONFIGS["top 3"])
+        loaded = llama, tokenizer, make_reader(LOGPROB_CONFIGS["top 3"])
         got = answers(loaded, ask(n=2), ask(rule="best", n=2))
         told = joined(stream(loaded, ask()))
     finally:
@@ -199,7 +200,9 @@ def test_an_empty_response_is_an_answer_without_a_reward(llama, tokenizer):
 
 
 def test_a_reward_model_of_log_probabilities_works_here_too(llama, tokenizer):
-    ((answer,),) = answers((llama, tokenizer, reader(CONFIGS["top 3"])), ask(rule="best", n=4, max_tokens=9), views=True)
+    ((answer,),) = answers(
+        (llama, tokenizer, make_reader(LOGPROB_CONFIGS["top 3"])), ask(rule="best", n=4, max_tokens=9), views=True
+    )
     assert answer.views[0].reward == pytest.approx(answer.candidates[0].reward, abs=1e-4)
 
 

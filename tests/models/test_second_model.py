@@ -19,7 +19,7 @@ import pytest
 from swift_rm import SwiftRewardModel
 from swift_rm.cli.main import main
 from swift_rm.models.load import load_language_model
-from tests.scoring.test_score import by_the_formula
+from tests.reward_models import by_the_formula
 
 SECOND = Path(__file__).parent / "second_model"
 

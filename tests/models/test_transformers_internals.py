@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from swift_rm import BestOfNDecoding
 from swift_rm.models import transformers_internals as internals
 from swift_rm.models.transformers_internals import CACHE_NAMES, INTERNALS
-from tests.capture.test_streaming import make_rm
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 VERSION = Version(importlib.metadata.version("transformers"))

@@ -15,8 +15,8 @@ from swift_rm._version import __version__
 from swift_rm.files import tested_versions
 from swift_rm.files.tested_versions import TRANSFORMERS, TestedRange, UntestedVersion, check_untested
 from swift_rm.parity import self_test
-from tests.capture.test_streaming import make_rm
 from tests.decoding.planted_generate import FAULTS, Planted
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 RANGE = TestedRange("somelib", "1.2.0", "1.4.1")

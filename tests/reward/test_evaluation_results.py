@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from swift_rm import SwiftConfig, SwiftRewardModel
 from swift_rm.cli.main import main
-from swift_rm.reward.evaluation_results import FIGURES, FILES, hub_name
+from swift_rm.reward.evaluation_results import EVALUATION_FILES, FIGURES, hub_name
 
 NOTES = (
     "best of 16 answers of org/model, rule {}, 95 % interval [{}], 300 questions; "
@@ -42,7 +42,7 @@ def files(folder):
 
 
 def results(folder):
-    return {name: content for name, content in files(folder).items() if name in FILES}
+    return {name: content for name, content in files(folder).items() if name in EVALUATION_FILES}
 
 
 def entries(folder):
@@ -77,14 +77,14 @@ def test_the_configuration_stays_small_and_the_json_is_whole(tmp_path):
     assert entries(tmp_path)["swift_best"].date == "2026-01-05"
     card = (tmp_path / "README.md").read_text()
     assert "300 questions, 16 responses each, of openai/gsm8k (task main)." in card
-    assert all(f"`{name}`" in card for name in FILES)
+    assert all(f"`{name}`" in card for name in EVALUATION_FILES)
 
 
 def test_they_outlive_a_load_and_a_change_but_not_their_evaluation(tmp_path):
     reward_model().with_evaluation(evaluation()).save_pretrained(tmp_path / "a")
     loaded = SwiftRewardModel.from_pretrained(tmp_path / "a")
     loaded.save_pretrained(tmp_path / "b")
-    assert results(tmp_path / "a") == results(tmp_path / "b") and set(FILES) == set(results(tmp_path / "a"))
+    assert results(tmp_path / "a") == results(tmp_path / "b") and set(EVALUATION_FILES) == set(results(tmp_path / "a"))
     loaded.with_config(calibration={"method": "platt", "slope": 1.0, "intercept": 0.0}).save_pretrained(tmp_path / "b")
     assert files(tmp_path / "b")[FIGURES] == files(tmp_path / "a")[FIGURES]
     (tmp_path / "b/.eval_results/hle.yaml").write_text("somebody's own")
@@ -158,8 +158,8 @@ def test_push_to_hub_uploads_them_and_deletes_those_of_an_earlier_evaluation(tmp
     rm.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/rm")
     SwiftRewardModel.from_pretrained(tmp_path).push_to_hub("me/rm")
     rm.push_to_hub("me/rm", delete_patterns="*.bin")
-    assert set(results(tmp_path)) == set(FILES) and all(content == results(tmp_path) for content, _ in uploads)
-    assert [patterns for _, patterns in uploads] == [list(FILES), list(FILES), "*.bin"]
+    assert set(results(tmp_path)) == set(EVALUATION_FILES) and all(content == results(tmp_path) for content, _ in uploads)
+    assert [patterns for _, patterns in uploads] == [list(EVALUATION_FILES), list(EVALUATION_FILES), "*.bin"]
 
 
 def test_evaluate_writes_them_into_the_reward_model_folder(tmp_path, make_rollout, capsys):

@@ -5,19 +5,11 @@ import pytest
 import torch
 
 from swift_rm.scoring.external import SequenceClassificationReward
+from tests.tiny_models import classifier
 
 RESPONSES = ["27+15=42", "27+15=32, 32-08=24, so 24", "4"]
 MESSAGES = [{"role": "user", "content": "27+15"}]
 PROMPTS = ["27+15", MESSAGES, "31-14"]
-
-
-def classifier(tokenizer, labels=1, pad=True, seed=0, **config):
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 4}
-    settings = {"pad_token_id": tokenizer.pad_token_id if pad else None, "max_position_embeddings": 128, **shape, **config}
-    return LlamaForSequenceClassification(LlamaConfig(vocab_size=len(tokenizer), num_labels=labels, **settings))
 
 
 def conversation(tokenizer, prompt, response):

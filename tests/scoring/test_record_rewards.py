@@ -140,7 +140,7 @@ def test_a_head_that_reads_something_else_is_refused_by_name():
 
 def test_another_models_records_are_warned_of_and_the_same_models_are_not():
     rollouts = random_records(2, 2, 5)
-    with pytest.warns(UserWarning, match="4 of 4 rollouts were sampled by a-model, not by other, on which the reward model was"):
+    with pytest.warns(UserWarning, match="4 of 4 rollouts were sampled by a-model, but the reward model was trained on other"):
         record_rewards(reward_model(5, base_model="other"), rollouts)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -166,7 +166,7 @@ def test_a_head_is_trained_without_any_model_and_knows_whose_records_they_were(t
 
 def test_records_of_several_models_are_warned_of_and_none_becomes_the_base_model():
     mixed = [replace(one, model={"id": "b"}) if i % 3 == 0 else one for i, one in enumerate(random_records(12, 4, 5))]
-    with pytest.warns(UserWarning, match="rollouts were sampled by a-model, not by b, which is not recorded as the base model"):
+    with pytest.warns(UserWarning, match="rollouts were sampled by a-model, so b is not recorded as the base model"):
         rm = fit(None, None, mixed, SwiftConfig.of_top_logprobs(5), epochs=1)
     assert rm.config.base_model is None
     with warnings.catch_warnings():

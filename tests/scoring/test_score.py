@@ -9,6 +9,7 @@ import torch
 from swift_rm import SwiftConfig, SwiftRewardModel, score
 from swift_rm.capture.tap import HiddenStateTap
 from swift_rm.reward.identity import describe_base, fingerprint
+from tests.reward_models import by_the_formula
 from tests.tiny_models import tiny_model
 
 
@@ -29,17 +30,6 @@ def sequences(count=7, seed=0, vocabulary=40):
         return torch.randint(3, vocabulary, (size,), generator=generator).tolist()
 
     return [draw(1, 9) for _ in range(count)], [draw(1, 12) for _ in range(count)]
-
-
-@torch.no_grad()
-def by_the_formula(model, rm, prompt, response):
-    """One sequence at a time, unpadded, through output_hidden_states, the quotient as it is published."""
-    hidden = model(torch.tensor([prompt + response]), output_hidden_states=True).hidden_states
-    start = len(prompt) - (rm.config.position == "generating")
-    h = torch.cat([hidden[layer][0, start : start + len(response)] for layer in rm.config.layers], dim=-1)
-    scores = h @ rm.head.weight.T + rm.head.bias
-    gate = torch.sigmoid(scores[:, 0]) if rm.config.gate else torch.ones(len(h))
-    return float((gate * scores[:, -1]).sum() / gate.sum())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "opt", "falcon"])

@@ -2,12 +2,11 @@ import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
 from swift_rm.scoring.token_scoring import score_tokens, token_texts
 from tests.tiny_models import tiny_model
+from tests.tiny_tokenizers import OVERLAP, make_bytewise, make_sentencepiece
 
 PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
 RESPONSES = [[20, 21, 22, 23], [24], [25, 26, 27, 28, 29, 30], [31, 32]]
@@ -87,27 +86,6 @@ def test_states_that_are_not_finite_are_flagged():
 def test_another_base_model_is_refused(llama):
     with pytest.raises(ValueError, match="expected hidden states of width 48"):
         score_tokens(llama, None, SwiftRewardModel(SwiftConfig(48, (1,))), [[1]], [[2]])
-
-
-OVERLAP = "\u0124\u00ac\u00e2"  # bytes 82 AC E2: the end of one euro sign and the start of the next
-
-
-def make_bytewise():
-    """A byte-level tokenizer without merges: each token is one byte, but for one that nothing is encoded to."""
-    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), OVERLAP]
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def make_sentencepiece():
-    """Words with a leading space that the decoder drops in front, and single bytes for everything else, as in Llama 2."""
-    pieces = ["\u2581Hello", "\u2581world", "!", "\u2581", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
-    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from homework_corpus import HOMEWORK, make_tokenizer
 
 from swift_rm.tasks import homework as hw
 from swift_rm.tasks.homework import Exercise, HomeworkTask
-from swift_rm.tasks.synthetic_task import make_exercise
+from swift_rm.tasks.student_exercises import make_exercise
 from swift_rm.tasks.task import Question
 
 LESSONS = {"homework": HOMEWORK}

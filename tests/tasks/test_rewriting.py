@@ -11,7 +11,8 @@ from rewriting_corpus import REWRITING
 from swift_rm.reward.identity import fingerprint
 from swift_rm.tasks import rewriting as rw
 from swift_rm.tasks.rewriting import Exercise, RewritingTask
-from swift_rm.tasks.synthetic_task import Difficulty, Habits, make_exercise, split_of, write_attempt
+from swift_rm.tasks.student_exercises import Habits, make_exercise, split_of, write_attempt
+from swift_rm.tasks.synthetic_task import Difficulty
 from swift_rm.tasks.task import Question
 
 LESSONS = {"homework": HOMEWORK, "rewriting": REWRITING}

@@ -1,7 +1,7 @@
 import pytest
 
 from swift_rm.tokens.region import MarkerWatch, Region, find_region, parse_region
-from tests.scoring.test_token_scoring import make_bytewise, make_sentencepiece
+from tests.tiny_tokenizers import make_bytewise, make_sentencepiece
 
 
 def ids(tokenizer, text):

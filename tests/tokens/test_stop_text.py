@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swift_rm import best_of_n
-from swift_rm.tokens.stop_text import StopText, cut
+from swift_rm.tokens.stop_text import StopText, cut_at_stop_string
 
 
 def ends_at(tokenizer, ids, strings, width=0):
@@ -15,9 +15,9 @@ def ends_at(tokenizer, ids, strings, width=0):
 
 
 def test_a_text_is_cut_before_the_first_of_the_strings():
-    assert cut("one two three", ["three", "two"]) == "one "
-    assert cut("one two", []) == cut("one two", ["four"]) == "one two"
-    assert cut("abcd", ["bc", "abcd"]) == ""
+    assert cut_at_stop_string("one two three", ["three", "two"]) == "one "
+    assert cut_at_stop_string("one two", []) == cut_at_stop_string("one two", ["four"]) == "one two"
+    assert cut_at_stop_string("abcd", ["bc", "abcd"]) == ""
 
 
 def test_rows_end_where_their_text_says_so(tokenizer):

@@ -15,7 +15,8 @@ from swift_rm.reward.head import combine, spread
 from swift_rm.reward.reward_model import CONFIG, WEIGHTS
 from swift_rm.scoring.score import score_rollouts
 from swift_rm.scoring.token_scoring import score_tokens
-from tests.capture.test_streaming import SAMPLED, batch, cut, make_rm
+from tests.generate_calls import SAMPLED, cut_at_end, prompt_batch
+from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
 
 
@@ -84,11 +85,11 @@ def test_every_head_learns():
 def test_streaming_gives_the_rewards_of_score(llama, tokenizer, position, gate):
     torch.manual_seed(3)
     rm = make_rm(position=position, gate=gate, heads=4, pessimism=0.7)
-    inputs = batch(llama, tokenizer)
+    inputs = prompt_batch(llama, tokenizer)
     with StreamingReward(llama, rm, tokens=True) as stream:
         out = llama.generate(**inputs, max_new_tokens=20, num_return_sequences=3, eos_token_id=[7, 11, 13, 17, 19], **SAMPLED)
     prompts = [row[mask.bool()].tolist() for row, mask in zip(*inputs.values(), strict=True) for _ in range(3)]
-    responses = [cut(row, [7, 11, 13, 17, 19]) for row in out[:, 5:].tolist()]
+    responses = [cut_at_end(row, [7, 11, 13, 17, 19]) for row in out[:, 5:].tolist()]
     assert len({len(response) for response in responses}) > 1, "rows should end at different steps"
     assert stream.rewards.tolist() == pytest.approx(score(llama, None, rm, prompts, responses), abs=1e-4)
     for found, expected in zip(stream.token_scores, score_tokens(llama, None, rm, prompts, responses), strict=True):

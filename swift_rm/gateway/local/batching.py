@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from swift_rm.decoding.engine import Asked
+from swift_rm.decoding.engine import PromptState
 from swift_rm.gateway.request.backend import Answer, Delta
 from swift_rm.gateway.request.errors import ending
 
@@ -43,7 +43,7 @@ class Job:
     in the engine's thread.
     """
 
-    asked: Asked
+    asked: PromptState
     sampling: Sampling
     rule: str | None = None
     seed: int | None = None

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from swift_rm.decoding.candidate_budget import Plan
-from swift_rm.decoding.decoded_candidate import Decoded, Step
-from swift_rm.decoding.engine import Asked, Engine
+from swift_rm.decoding.candidate_budget import CandidatePlan
+from swift_rm.decoding.decoded_candidate import DecodedCandidate, Step
+from swift_rm.decoding.engine import Engine, PromptState
 from swift_rm.decoding.rank_decoded import candidates_of, decode_text, result_of
 from swift_rm.gateway.local.batching import Job
 from swift_rm.gateway.local.live_text import LiveText, open_ends_of
@@ -20,7 +20,7 @@ from swift_rm.sampling.generation import sampling_settings
 from swift_rm.scoring.token_scoring import read_tokens
 from swift_rm.selection.candidates import Candidate, why_no_reward
 from swift_rm.tokens.encoding import encode
-from swift_rm.tokens.stop_text import cut
+from swift_rm.tokens.stop_text import cut_at_stop_string
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ def decode_jobs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rm: 
     live = running.watch if any(job.told is not None for job in jobs) else None
     seed = secrets.randbits(56) if jobs[0].seed is None else jobs[0].seed
     asked = [job.asked for job in jobs]
-    Engine(model, tokenizer, rm, settings, Plan(n, n), None).answer(asked, seed, live, len(jobs), running.left)
+    Engine(model, tokenizer, rm, settings, CandidatePlan(n, n), None).answer(asked, seed, live, len(jobs), running.left)
     for job, answer in running.unseen:
         if not job.asked.cancelled:
             job.finish(replace(answer, views=_views(model, tokenizer, rm, job, answer.candidates)))
@@ -52,7 +52,7 @@ class _Running:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rm: SwiftRewardModel, jobs: Sequence[Job]) -> None:
         self._tokenizer, self._rm, self._jobs = tokenizer, rm, jobs
-        self._left: list[dict[int, Decoded]] = [{} for _ in jobs]
+        self._left: list[dict[int, DecodedCandidate]] = [{} for _ in jobs]
         self._live: list[dict[int, _Row]] = [{} for _ in jobs]
         self._open_ends = open_ends_of(tokenizer) if any(job.told is not None for job in jobs) else frozenset[int]()
         self.unseen: list[tuple[Job, Answer]] = []  # answers that still lack the view of their tokens
@@ -68,7 +68,7 @@ class _Running:
             if row is not None and (text := row.text.push(ids)):
                 job.told(Delta(row.index, text, prompt_tokens=len(job.asked.prompt_ids)))
 
-    def left(self, number: int, candidate: int, decoded: Decoded) -> None:
+    def left(self, number: int, candidate: int, decoded: DecodedCandidate) -> None:
         """Take in a candidate that has left the batch, and answer its job if it was the last."""
         job, left = self._jobs[number], self._left[number]
         if job.asked.cancelled or candidate in left:
@@ -91,7 +91,7 @@ class _Running:
         row.ids = ids
         return row
 
-    def _tell_end(self, job: Job, row: _Row, decoded: Decoded) -> None:
+    def _tell_end(self, job: Job, row: _Row, decoded: DecodedCandidate) -> None:
         text = self._text(job, decoded)
         (candidate,) = candidates_of(self._rm, [decoded], [text])
         if (end := _as_drawn([candidate])) and job.told is not None:
@@ -99,7 +99,7 @@ class _Running:
         else:
             job.fail(_no_reward([decoded]))
 
-    def _answer(self, job: Job, decoded: Sequence[Decoded]) -> None:
+    def _answer(self, job: Job, decoded: Sequence[DecodedCandidate]) -> None:
         texts = [self._text(job, one) for one in decoded]
         tokens = sum(len(one.token_ids) for one in decoded)
         chosen = self._chosen(job, decoded, texts, tokens)
@@ -111,17 +111,17 @@ class _Running:
         else:
             job.finish(answer)
 
-    def _chosen(self, job: Job, decoded: Sequence[Decoded], texts: Sequence[str], tokens: int) -> list[Candidate]:
+    def _chosen(self, job: Job, decoded: Sequence[DecodedCandidate], texts: Sequence[str], tokens: int) -> list[Candidate]:
         """Return the candidates that may be told, in their order; none where that would be less than was asked for."""
         if job.rule is None or not any(one.complete for one in decoded):
             whole = _as_drawn(candidates_of(self._rm, decoded, texts))
             return whole if job.rule is not None or len(whole) == len(decoded) else []
-        asked = Asked(job.asked.prompt_ids, candidates=list(decoded), tokens=tokens, begun=len(decoded), ended="all")
+        asked = PromptState(job.asked.prompt_ids, candidates=list(decoded), tokens=tokens, started=len(decoded), ended="all")
         result = result_of(self._rm, None, asked, texts, len(decoded), job.rule)
         return [result.best, *(one for one in result.candidates if one.complete and one is not result.best)]
 
-    def _text(self, job: Job, decoded: Decoded) -> str:
-        return cut(decode_text(self._tokenizer, decoded), job.sampling.stop)
+    def _text(self, job: Job, decoded: DecodedCandidate) -> str:
+        return cut_at_stop_string(decode_text(self._tokenizer, decoded), job.sampling.stop)
 
 
 class _Row:
@@ -137,7 +137,7 @@ def _as_drawn(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [one for one in ended if one.complete]
 
 
-def _no_reward(decoded: Sequence[Decoded]) -> GatewayError:
+def _no_reward(decoded: Sequence[DecodedCandidate]) -> GatewayError:
     return GatewayError(
         500,
         f"the model here failed: none of {len(decoded)} candidates has a reward, {why_no_reward([one.flag for one in decoded])}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from swift_rm.tokens.stop_text import cut
+from swift_rm.tokens.stop_text import cut_at_stop_string
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ class LiveText:
 
     def _certain(self, more: str) -> str:
         held = "" if self._over else self._held + more
-        certain = cut(held, self._stop)
+        certain = cut_at_stop_string(held, self._stop)
         self._over = self._over or certain != held
         if not self._over:
             sizes = range(min(self._longest, len(held)), 0, -1)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from swift_rm.decoding.candidate_budget import Plan
-from swift_rm.decoding.engine import Asked, Engine, OutOfMemory
+from swift_rm.decoding.candidate_budget import CandidatePlan
+from swift_rm.decoding.engine import Engine, OutOfMemory, PromptState
 from swift_rm.gateway.http.logs import log_failure
 from swift_rm.gateway.local.batching import Batches, Job, Sampling
 from swift_rm.gateway.local.decoded_jobs import decode_jobs
@@ -62,7 +62,9 @@ class LocalBackend:
             self._loaded = model, tokenizer, self._reward_model(model, tokenizer)
         model, tokenizer, rm = self._loaded
         check_base_model(rm.config, model, tokenizer)
-        Engine(model, tokenizer, rm, sampling_settings(model, 1, 1, 1, {}), Plan(1, 1), None).answer([Asked([0])], 0)
+        Engine(model, tokenizer, rm, sampling_settings(model, 1, 1, 1, {}), CandidatePlan(1, 1), None).answer(
+            [PromptState([0])], 0
+        )
         self._prompts = Prompts(model, copy.deepcopy(tokenizer), settings.max_tokens or None)
 
     def reload(self) -> str:
@@ -126,7 +128,7 @@ class LocalBackend:
         sampling = Sampling(asking.temperature, asking.top_p, asking.top_k or 0, asking.stop)
         return [
             Job(
-                Asked(one.ids, asking.drawn, one.max_new_tokens), sampling, asking.rule,
+                PromptState(one.ids, asking.drawn, one.max_new_tokens), sampling, asking.rule,
                 None if asking.seed is None else seed_for(asking.seed, place), views, told, place * asking.drawn,
             )
             for place, one in enumerate(read)

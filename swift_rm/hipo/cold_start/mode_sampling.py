@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swift_rm.capture.state_recorder import Recording
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.features.row_selection import view_masks, view_of
 from swift_rm.hipo.response.template import Mode
 from swift_rm.records.rollouts import Prompt, Rollout
@@ -73,7 +73,7 @@ def sample_modes(
         check_base_model(rm.config, model, tokenizer)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    record = None if rm is None else Recording.of(rm.config)
+    record = None if rm is None else RecordingSpec.of(rm.config)
     sampled: dict[Mode, list[Rollout]] = {}
     for mode in modes:
         out = None if folder is None else Path(folder) / f"{mode}.jsonl"
@@ -91,7 +91,7 @@ def _rewarded(batch: SampledBatch, rm: SwiftRewardModel, tokenizer: PreTrainedTo
     if batch.states is None:
         raise ValueError("the batch has no hidden states to read rewards from")
     ids = [rollout.response_ids for rollout in batch.rollouts]
-    held = [Recording.of(rm.config).rows(len(one)) for one in ids]
+    held = [RecordingSpec.of(rm.config).rows(len(one)) for one in ids]
     mask = view_masks([view_of(rm.config)], ids, held, tokenizer)[0][:, 0]
     counts = torch.stack([part.sum() for part in torch.split(mask, [len(rows) for rows in held])])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])

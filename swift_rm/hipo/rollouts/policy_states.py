@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from swift_rm.capture.state_recorder import Recording
+from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.scoring.teacher_forced_states import read_again
 from swift_rm.tokens.region import find_region
@@ -71,7 +71,7 @@ def read_rollouts(
     """Return the states ``[T, D]`` that ``rm`` reads of these responses, with ``offsets [B + 1]``, by one pass over them."""
     if not len(responses):
         return torch.empty(0, rm.config.width, dtype=model.dtype, device=model.device), torch.zeros(1, dtype=torch.long)
-    states, offsets = read_again(model, Recording.of(rm.config), prompts, responses)
+    states, offsets = read_again(model, RecordingSpec.of(rm.config), prompts, responses)
     regions = [find_region(response, rm.config.region, tokenizer).tokens for response in responses]
     rows = torch.cat(
         [torch.tensor(list(tokens), dtype=torch.long) + start for tokens, start in zip(regions, offsets.tolist(), strict=False)]

@@ -26,7 +26,7 @@ from swift_rm.reward.reward_model import SwiftRewardModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from swift_rm.decoding.decoded_candidate import Decoded
+    from swift_rm.decoding.decoded_candidate import DecodedCandidate
 
 Scorer = Literal["policy", "frozen"]
 SCORERS = ("policy", "frozen")
@@ -212,21 +212,21 @@ class SwiftRollouts:
         mode: Mode | None,
         prune: Prune | None,
         seed: int,
-    ) -> list[list[Decoded]]:
+    ) -> list[list[DecodedCandidate]]:
         """Return ``n`` candidates of each prompt, from the engine; Ctrl-C is passed on."""
-        from swift_rm.decoding.candidate_budget import Plan
-        from swift_rm.decoding.engine import Asked, Engine
+        from swift_rm.decoding.candidate_budget import CandidatePlan
+        from swift_rm.decoding.engine import Engine, PromptState
 
         settings: dict[str, Any] = {k: v for k, v in trainer.generation_kwargs.items() if k != "pad_token_id"}
         processors = None if mode is None else lambda width: [ForceMode(self.template, tokenizer, mode, width)]
-        engine = Engine(model, tokenizer, self.rm, settings, Plan(n, n), prune, processors)
-        asked = [Asked(ids) for ids in prompts]
+        engine = Engine(model, tokenizer, self.rm, settings, CandidatePlan(n, n), prune, processors)
+        asked = [PromptState(ids) for ids in prompts]
         if not engine.answer(asked, seed, batch_size=self.batch_size or len(asked)):
             raise KeyboardInterrupt
         return [one.candidates for one in asked]
 
     def _scored(
-        self, prompts: Sequence[list[int]], decoded: Sequence[Sequence[Decoded]], tokenizer: PreTrainedTokenizerBase
+        self, prompts: Sequence[list[int]], decoded: Sequence[Sequence[DecodedCandidate]], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[Rollout]]:
         """Return the candidates with their rewards: those of generation, or the frozen model's."""
         if self._frozen_model is None:
@@ -244,6 +244,6 @@ class SwiftRollouts:
         return [made[i] for i in keep_informative(probabilities, keep, modes, [one.whole for one in made])]
 
 
-def _rollout(one: Decoded, reward: float) -> Rollout:
+def _rollout(one: DecodedCandidate, reward: float) -> Rollout:
     whole = one.complete and math.isfinite(reward)
     return Rollout(one.token_ids, reward if whole else math.nan, whole)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from swift_rm.decoding.engine import Asked
+from swift_rm.decoding.engine import PromptState
 from swift_rm.decoding.pruning import Prune, get_prune
-from swift_rm.decoding.rank_decoded import External, decode_text, result_of
+from swift_rm.decoding.rank_decoded import ExternalReward, decode_text, result_of
 from swift_rm.integrations.vllm.offline.early_stop import EarlyStop
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
 from swift_rm.integrations.vllm.offline.opening import check_llm, open_llm
@@ -53,7 +53,7 @@ class VLLMBestOfN:
         select: str = DEFAULT_RULE,
         prune: Prune | str | None = None,
         *,
-        external: External | None = None,
+        external: ExternalReward | None = None,
         answer: Callable[[str], str | None] = find_answer,
         max_new_tokens: int | None = None,
         seed: int | None = None,
@@ -95,7 +95,9 @@ class VLLMBestOfN:
         results = []
         for number, prompt in enumerate(prompts):
             own = decoded[number * n : (number + 1) * n]
-            asked = Asked(encoded[number], candidates=own, tokens=sum(len(one.token_ids) for one in own), begun=n, ended="all")
+            asked = PromptState(
+                encoded[number], candidates=own, tokens=sum(len(one.token_ids) for one in own), started=n, ended="all"
+            )
             texts = [decode_text(self.tokenizer, one) for one in own]
             results.append(result_of(self.rm, prompt, asked, texts, n, select, answer, external))
         return results

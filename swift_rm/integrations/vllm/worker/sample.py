@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from swift_rm.decoding.decoded_candidate import Decoded
+from swift_rm.decoding.decoded_candidate import DecodedCandidate
 from swift_rm.integrations.vllm.versions.version import described
 from swift_rm.selection.candidates import FinishReason
 from swift_rm.tokens.region import Flag, find_region
@@ -58,13 +58,13 @@ class Sample:
         places = 0 if self.scores is None else len(self.scores)
         return min(len(self.token_ids), places - first_place(rm))
 
-    def decoded(self, reward: float, flag: Flag | None, partial: float) -> Decoded:
+    def decoded(self, reward: float, flag: Flag | None, partial: float) -> DecodedCandidate:
         """Return it as the package's own engine gives its candidates."""
         reason: FinishReason = self.finish_reason or "cancelled"
         if not math.isfinite(reward) and reason != "cancelled":
             reason, flag, reward, partial = "not_finite", "not_finite", math.nan, math.nan
         mean = self.logprob / max(len(self.token_ids), 1)
-        return Decoded(self.prompt, self.token_ids, reward, mean, reason, flag, partial)
+        return DecodedCandidate(self.prompt, self.token_ids, reward, mean, reason, flag, partial)
 
 
 def first_place(rm: SwiftRewardModel) -> int:

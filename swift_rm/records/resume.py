@@ -1,29 +1,72 @@
-"""What a file of rollouts, or of results, must agree on before a run may go on with it."""
+"""What a file of rollouts or results holds already, and what must agree before a run may go on with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swift_rm.files.json_lines import iter_json_lines
-from swift_rm.records.rollouts import Rollout
+from swift_rm.records.rollouts import Rollout, iter_rollouts
 from swift_rm.tasks.task import Question
 
+Key = tuple[str, Any]  # the question's id, and the response's number
 RESULT_KEYS = (
     "question_id", "prompt", "prompt_ids", "best", "candidates", "tokens_spent", "tokens_saved", "ended",
     "settings", "model", "reward_model",
 )  # fmt: skip
 
 
-def checker(
+class StoredRollouts:
+    """The rollouts of the file ``path`` (None: of none), each passed to ``check`` once; the last of those with one key counts.
+
+    Raises ValueError with file and line for a line that is none, and whatever ``check`` raises.
+    """
+
+    def __init__(self, path: str | Path | None, check: Callable[[Rollout], None]) -> None:
+        self._path = path
+        self._places: dict[Key, int] = {}
+        if path is None:
+            return
+        for place, rollout in zip(_line_places(path), iter_rollouts(path), strict=True):
+            check(rollout)
+            self._places[rollout.question_id, rollout.extra.get("sample")] = place
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._places
+
+    def read(self, keys: Sequence[Key]) -> list[Rollout]:
+        """Read those of the keys that are there, in their order."""
+        places = [self._places[key] for key in keys if key in self._places]
+        if not places or self._path is None:
+            return []
+        with open(self._path, "rb") as file:
+            found = []
+            for place in places:
+                file.seek(place)
+                found.append(Rollout.from_dict(json.loads(file.readline())))
+            return found
+
+
+def _line_places(path: str | Path) -> Iterator[int]:
+    """Yield where each line begins that is not blank."""
+    place = 0
+    with open(path, "rb") as lines:
+        for line in lines:
+            if line.strip():
+                yield place
+            place += len(line)
+
+
+def resume_check(
     out: str | Path | None,
     asked: Sequence[Question],
     prompts: Sequence[Sequence[int]],
     sampling: Mapping[str, Any],
     model: Mapping[str, Any],
 ) -> Callable[[Rollout], None]:
-    """Return what raises ValueError that shows the difference unless a record is of these questions, settings and this model."""
+    """Return a check that raises ValueError, with the difference, unless a record is of these questions, settings and model."""
     known = {question.question_id: (question, ids) for question, ids in zip(asked, prompts, strict=True)}
 
     def check(rollout: Rollout) -> None:

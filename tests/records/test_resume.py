@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from swift_rm.records.rollout_index import KeptRollouts
+from swift_rm.records.resume import StoredRollouts
 from swift_rm.records.rollouts import Rollout
 
 
@@ -19,7 +19,7 @@ def written(tmp_path, *records, between=""):
 def test_what_is_there_is_read_by_question_and_number_in_any_order(tmp_path):
     records = [record(f"q{i}", number, "x" * (7 * i + number)) for i in range(5) for number in range(3)]
     checked = []
-    kept = KeptRollouts(written(tmp_path, *records, between="\n  \n"), checked.append)
+    kept = StoredRollouts(written(tmp_path, *records, between="\n  \n"), checked.append)
     assert checked == records
     assert ("q3", 2) in kept and ("q3", 3) not in kept and ("q9", 0) not in kept
     assert kept.read([("q4", 1), ("q9", 0), ("q0", 2)]) == [records[13], records[2]]
@@ -28,21 +28,21 @@ def test_what_is_there_is_read_by_question_and_number_in_any_order(tmp_path):
 
 def test_the_last_record_of_a_key_counts_and_what_is_appended_later_is_not_seen(tmp_path):
     path = written(tmp_path, record("q", 0, "old"), record("q", 1), record("q", 0, "new"))
-    kept = KeptRollouts(path, lambda rollout: None)
+    kept = StoredRollouts(path, lambda rollout: None)
     with path.open("a") as file:
         file.write(record("q", 2).to_json() + "\n")
     assert [one.response for one in kept.read([("q", 0), ("q", 1), ("q", 2)])] == ["new", "ok"]
 
 
 def test_no_file_holds_nothing_and_bad_lines_and_checks_are_told(tmp_path):
-    assert ("q", 0) not in KeptRollouts(None, pytest.fail) and KeptRollouts(None, pytest.fail).read([("q", 0)]) == []
+    assert ("q", 0) not in StoredRollouts(None, pytest.fail) and StoredRollouts(None, pytest.fail).read([("q", 0)]) == []
     path = written(tmp_path, record("q", 0))
     path.write_text(path.read_text() + json.dumps({"question_id": "q"}) + "\n")
     with pytest.raises(ValueError, match=r"r\.jsonl:2: not a rollout record"):
-        KeptRollouts(path, lambda rollout: None)
+        StoredRollouts(path, lambda rollout: None)
 
     def refuse(rollout):
         raise ValueError(f"not {rollout.question_id}")
 
     with pytest.raises(ValueError, match="not q"):
-        KeptRollouts(written(tmp_path, record("q", 0)), refuse)
+        StoredRollouts(written(tmp_path, record("q", 0)), refuse)
