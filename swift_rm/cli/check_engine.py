@@ -12,7 +12,7 @@ from swift_rm.cli.arguments import MODEL_HELP, REWARD_HELP, TASK_HELP, add_loadi
 
 if TYPE_CHECKING:
     from swift_rm.cli.shared import Result
-    from swift_rm.parity.engine_check import EngineCheck
+    from swift_rm.parity.engine_verdict import EngineCheck
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

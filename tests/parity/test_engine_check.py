@@ -17,9 +17,8 @@ from swift_rm.cli.engine_prompts import PROMPTS, prompts_of
 from swift_rm.cli.main import main
 from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
 from swift_rm.models.load import load_language_model
-from swift_rm.parity.engine_check import check_engine
-from swift_rm.parity.recorded_run import EngineRun, Recorded, teacher_force
-from swift_rm.parity.shifted_layers import resembling
+from swift_rm.parity.engine_check import check_engine, identify_states
+from swift_rm.parity.recorded_run import EngineRun, RecordedResponse, teacher_force
 from tests.tiny_models import tiny_model
 
 LAYERS, D = (0, 2, -1), 32
@@ -61,7 +60,7 @@ def states_of(model, prompt, response, layers):
 def engine_run(model, tokenizer, rm, dtype="float32", layers=LAYERS):
     rewards = score(model, tokenizer, rm, *zip(*RESPONSES, strict=True), batch_size=1)
     return EngineRun("fake", "1.0", dtype, "cpu", [
-        Recorded(prompt, response, states_of(model, prompt, response, layers), reward)
+        RecordedResponse(prompt, response, states_of(model, prompt, response, layers), reward)
         for (prompt, response), reward in zip(RESPONSES, rewards, strict=True)
     ])  # fmt: skip
 
@@ -188,7 +187,7 @@ def test_output_logits_are_one_layer(models, llama, tokenizer):
     for (prompt, response), reward in zip(RESPONSES, rewards, strict=True):
         with torch.no_grad():
             logits = llama(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-        recorded.append(Recorded(prompt, response, logits.numpy(), reward))
+        recorded.append(RecordedResponse(prompt, response, logits.numpy(), reward))
     run = EngineRun("fake", "1.0", "float32", "cpu", recorded)
     found = check(run, rm, models)
     assert found.equal
@@ -230,18 +229,18 @@ def test_teacher_forcing_pads_nothing_and_reads_every_layer_of_the_most_varied(m
 
 def test_what_resembles_nothing_is_called_nothing():
     every = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
-    assert resembling(every[2], every, own=2) is None
-    assert resembling(every[2] + 1e-3, every, own=2) is None
-    assert resembling(torch.ones(6, 8), every, own=2) is None
-    assert resembling(every[1], every, own=2) == "layer 1"
-    assert resembling(every[1] + 1e-3, every, own=2) == "layer 1"
-    assert resembling(every[1][:1], every[:, :1], own=0) == "layer 1"  # of one token there is no other
-    assert resembling(torch.roll(every[3], 1, dims=0), every, own=0) == "layer 3 of the token before"
-    assert resembling(torch.full((6, 8), math.nan), every, own=2) is None
+    assert identify_states(every[2], every, own=2) is None
+    assert identify_states(every[2] + 1e-3, every, own=2) is None
+    assert identify_states(torch.ones(6, 8), every, own=2) is None
+    assert identify_states(every[1], every, own=2) == "layer 1"
+    assert identify_states(every[1] + 1e-3, every, own=2) == "layer 1"
+    assert identify_states(every[1][:1], every[:, :1], own=0) == "layer 1"  # of one token there is no other
+    assert identify_states(torch.roll(every[3], 1, dims=0), every, own=0) == "layer 3 of the token before"
+    assert identify_states(torch.full((6, 8), math.nan), every, own=2) is None
     near = every[1] + 0.01 * torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
-    assert resembling(torch.zeros(6, 8), torch.zeros(4, 6, 8), own=2) is None
+    assert identify_states(torch.zeros(6, 8), torch.zeros(4, 6, 8), own=2) is None
     twins = torch.stack([every[0], every[1], every[1] + 0.02, every[3]])
-    assert resembling(near, twins, own=2) is None, "both layers are near: it would be a guess"
+    assert identify_states(near, twins, own=2) is None, "both layers are near: it would be a guess"
 
 
 def test_the_table_and_the_json_say_it_all(models, rm):

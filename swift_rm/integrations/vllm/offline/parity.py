@@ -14,7 +14,7 @@ from swift_rm.integrations.vllm.offline.requests import SampleSettings, new_toke
 from swift_rm.integrations.vllm.versions.version import check_version
 from swift_rm.integrations.vllm.worker.sample import rewards_of, score_width
 from swift_rm.integrations.vllm.worker.settings import load_reward_models
-from swift_rm.parity.recorded_run import EngineRun, Recorded
+from swift_rm.parity.recorded_run import EngineRun, RecordedResponse
 from swift_rm.records.rollouts import Prompt
 from swift_rm.tokens.encoding import encode_prompts
 
@@ -45,7 +45,7 @@ def record_vllm(
         llm.llm_engine.engine_core.shutdown()
 
 
-def _record(llm: Any, config: Any, prompts: Sequence[Prompt], n: int, wanted: int) -> list[Recorded]:
+def _record(llm: Any, config: Any, prompts: Sequence[Prompt], n: int, wanted: int) -> list[RecordedResponse]:
     tokenizer = llm.get_tokenizer()
     (rm,) = load_reward_models(config.additional_config)
     loop = EngineLoop(llm, score_width(rm))
@@ -65,5 +65,5 @@ def _record(llm: Any, config: Any, prompts: Sequence[Prompt], n: int, wanted: in
         states = np.full((len(sample.token_ids), rm.config.width), np.nan, np.float32)
         found = np.frombuffer(kept, np.float32).reshape(-1, rm.config.width)[: len(states)]
         states[: len(found)] = found
-        responses.append(Recorded(encoded[sample.prompt], sample.token_ids, states, reward))
+        responses.append(RecordedResponse(encoded[sample.prompt], sample.token_ids, states, reward))
     return responses
