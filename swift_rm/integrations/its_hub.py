@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from swift_rm.integrations.its_hub_model import SwiftLanguageModel
-from swift_rm.integrations.its_hub_turns import answered_turns, is_one
+from swift_rm.integrations.its_hub_model import SwiftLanguageModel, answered_turns, is_one
 
 try:
     from its_hub.api import AbstractOrchestrator, AbstractOutcomeRewardModel

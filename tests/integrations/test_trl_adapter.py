@@ -7,8 +7,7 @@ import torch
 from swift_rm import SwiftConfig, SwiftRewardModel, score
 from swift_rm.hipo.rollouts.rollout import SwiftRollouts
 from swift_rm.integrations.trl import SwiftReward, rollout_reward
-from swift_rm.integrations.trl_module import SwiftRewardModule
-from swift_rm.integrations.whole_text import WholeText
+from swift_rm.integrations.trl_module import SwiftRewardModule, WholeText
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

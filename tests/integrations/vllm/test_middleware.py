@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.integrations.vllm.server import last_tokens, middleware, served_rewards
+from swift_rm.integrations.vllm.server import engine_calls, middleware, served_rewards
 from swift_rm.integrations.vllm.server.middleware import RewardMiddleware
 from swift_rm.models.load import load_language_model, resolve
 from swift_rm.selection.rules import select
@@ -50,7 +50,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_vllm(monkeypatch):
-    monkeypatch.setattr(last_tokens, "one_token", lambda: "one token")
+    monkeypatch.setattr(engine_calls, "one_token", lambda: "one token")
 
 
 @pytest.fixture

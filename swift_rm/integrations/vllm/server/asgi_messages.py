@@ -7,11 +7,9 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from swift_rm.integrations.vllm.server.engine_calls import NoScores
-from swift_rm.integrations.vllm.server.last_tokens import Prompts
+from swift_rm.integrations.vllm.server.engine_calls import NoScores, Prompts
 from swift_rm.integrations.vllm.server.reply import Reply
-from swift_rm.integrations.vllm.server.request_body import Refused, read_request, refuse_ours
-from swift_rm.integrations.vllm.server.reward_request import RewardRequest
+from swift_rm.integrations.vllm.server.reward_request import Refused, RewardRequest, read_request, refuse_ours
 from swift_rm.integrations.vllm.server.served_rewards import Fields, ServedRewards, logger, nothing
 from swift_rm.integrations.vllm.worker.sample import Sample
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from swift_rm.integrations.vllm.server.last_tokens import Prompts
+from swift_rm.integrations.vllm.server.engine_calls import Prompts
 from swift_rm.integrations.vllm.server.reward_request import RewardRequest
 from swift_rm.integrations.vllm.worker.sample import FINISH, Sample
 from swift_rm.selection.rules import select

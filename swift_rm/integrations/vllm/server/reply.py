@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from swift_rm.integrations.vllm.server.chosen_rewards import Rewards, with_rewards
-from swift_rm.integrations.vllm.server.request_body import Refused
-from swift_rm.integrations.vllm.server.reward_request import RewardRequest
+from swift_rm.integrations.vllm.server.reward_request import Refused, RewardRequest
 from swift_rm.integrations.vllm.server.stream_rewards import StreamRewards
 
 Message = MutableMapping[str, Any]

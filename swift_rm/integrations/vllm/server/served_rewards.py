@@ -8,8 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from swift_rm.integrations.vllm.server.engine_calls import take_scores
-from swift_rm.integrations.vllm.server.last_tokens import Prompts, read_last
+from swift_rm.integrations.vllm.server.engine_calls import Prompts, read_last, take_scores
 from swift_rm.integrations.vllm.worker.sample import Sample, rewards_of, score_width
 from swift_rm.integrations.vllm.worker.settings import LOGITS, WORKER, check_served_model, load_reward_models
 from swift_rm.reward.identity import fingerprint
