@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from benchmarks.recorder import RESULTS, arguments, finish, paired_ratio
 from benchmarks.vllm.cases import LAYERS, Case, random_llama, reward_model, tiny_llama
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.offline.requests import SampleSettings, read_last
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, read_last
 from swift_rm.integrations.vllm.versions.version import check_version
 from swift_rm.integrations.vllm.worker.sample import Sample, score_width
 from swift_rm.integrations.vllm.worker.settings import WORKER, additional_config, load_reward_models

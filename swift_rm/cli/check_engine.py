@@ -51,7 +51,7 @@ def check_engine(args: argparse.Namespace) -> Result:
     from swift_rm.cli.engine_prompts import prompts_of
     from swift_rm.cli.shared import Result, watched
     from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
-    from swift_rm.integrations.vllm.offline.parity import record_vllm
+    from swift_rm.integrations.vllm.offline.parity_recording import record_vllm
     from swift_rm.integrations.vllm.versions.version import check_version
     from swift_rm.integrations.vllm.worker.settings import additional_config, load_reward_models
     from swift_rm.models.load import load_language_model, load_outline

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.integrations.sampler import CandidateSampler
+from swift_rm.integrations.candidate_sampler import CandidateSampler
 from swift_rm.tokens.encoding import encode_prompt
 
 try:

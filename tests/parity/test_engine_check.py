@@ -286,7 +286,7 @@ def asked(monkeypatch, recorded):
         return recorded
 
     monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.installed_version", lambda: "0.32.0")
-    monkeypatch.setattr("swift_rm.integrations.vllm.offline.parity.record_vllm", record)
+    monkeypatch.setattr("swift_rm.integrations.vllm.offline.parity_recording.record_vllm", record)
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
     monkeypatch.setenv("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     return calls
@@ -316,7 +316,7 @@ def test_the_command_prints_the_verdict_and_nothing_of_vllm(capfd, asked):
 
 def test_a_difference_is_exit_code_1(capfd, asked, monkeypatch, recorded):
     other = changed(recorded, lambda states: states * np.float32(1.01))
-    monkeypatch.setattr("swift_rm.integrations.vllm.offline.parity.record_vllm", lambda *_, **__: other)
+    monkeypatch.setattr("swift_rm.integrations.vllm.offline.parity_recording.record_vllm", lambda *_, **__: other)
     code, out, _ = run(capfd)
     assert code == 1
     assert out.splitlines()[-1].startswith("different: layers 0, 1, 2, 3, 4 of the 5 read differ")

@@ -16,8 +16,8 @@ import torch
 from swift_rm.capture.running_mean import RunningMean
 from swift_rm.capture.tap import HiddenStateTap
 from swift_rm.integrations.vllm.server.middleware import RewardMiddleware
+from swift_rm.integrations.vllm.worker.request_names import sample_names
 from swift_rm.integrations.vllm.worker.settings import WORKER
-from swift_rm.integrations.vllm.worker.step_rows import sample_names
 from swift_rm.tokens.encoding import encode_prompt
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -17,13 +17,14 @@ from swift_rm.decoding.pruning import Confidence
 from swift_rm.files.tested_versions import TestedRange
 from swift_rm.integrations.vllm.offline.early_stop import EarlyStop
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.offline.opening import check_llm, open_llm
-from swift_rm.integrations.vllm.offline.requests import SampleSettings, new_tokens
+from swift_rm.integrations.vllm.offline.open_llm import check_llm, open_llm
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, new_tokens
 from swift_rm.integrations.vllm.worker.kept_scores import KeptScores
-from swift_rm.integrations.vllm.worker.layers import ShownLayers
+from swift_rm.integrations.vllm.worker.request_names import sample_names
 from swift_rm.integrations.vllm.worker.sample import Sample, rewards_of, score_width
 from swift_rm.integrations.vllm.worker.settings import additional_config, check_served_model, load_reward_models, refuse
-from swift_rm.integrations.vllm.worker.step_rows import pick, rows_of, rows_of_v2, sample_names
+from swift_rm.integrations.vllm.worker.shown_layers import ShownLayers
+from swift_rm.integrations.vllm.worker.step_rows import pick, rows_of, rows_of_v2
 
 
 def test_the_adapter_without_vllm_says_what_to_install(monkeypatch):

@@ -10,8 +10,8 @@ from swift_rm.decoding.pruning import Prune, get_prune
 from swift_rm.decoding.rank_decoded import External, decode_text, result_of
 from swift_rm.integrations.vllm.offline.early_stop import EarlyStop
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.offline.opening import check_llm, open_llm
-from swift_rm.integrations.vllm.offline.requests import SampleSettings, check_seed, new_tokens, read_last
+from swift_rm.integrations.vllm.offline.open_llm import check_llm, open_llm
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, check_seed, new_tokens, read_last
 from swift_rm.integrations.vllm.worker.sample import rewards_of, score_width
 from swift_rm.integrations.vllm.worker.settings import check_served_model, load_reward_models
 from swift_rm.records.rollouts import Prompt
@@ -28,7 +28,7 @@ class VLLMBestOfN:
     ``llm`` is a model's name or folder, for which an ``LLM`` is opened with the further keywords, or an ``LLM`` that was opened
     with ``worker_cls="swift_rm.integrations.vllm.RewardWorker"`` and ``additional_config={"swift_rm": {"reward_model": ...}}``.
     ``guide`` is a second reward model, by which early stopping goes. Chunked prefill, prefix caching, CUDA graphs and
-    tensor parallelism stay as vLLM has them; two numbers a token and head leave the worker. Not run: a GPU.
+    tensor parallelism stay as vLLM has them; only gate and reward of each token, by head, leave the worker. Not run: a GPU.
 
     Raises ValueError for another base model, for layers that the model cannot show, and for pipeline or data parallelism and
     speculative decoding; RuntimeError if vLLM's engine dies.

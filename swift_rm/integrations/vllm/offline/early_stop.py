@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from swift_rm.decoding.pruning import Prune
 from swift_rm.integrations.vllm.offline.engine_loop import READ_AT_ONCE, EngineLoop, take
+from swift_rm.integrations.vllm.worker.request_names import own_name
 from swift_rm.integrations.vllm.worker.sample import Sample, first_place, rewards_of, score_width
-from swift_rm.integrations.vllm.worker.step_rows import own_name
 from swift_rm.reward.reward_model import SwiftRewardModel
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.integrations.vllm.worker.request_names import own_name, sample_names
 from swift_rm.integrations.vllm.worker.sample import FINISH, Sample
-from swift_rm.integrations.vllm.worker.step_rows import own_name, sample_names
 
 READ_AT_ONCE = 256  # samples
 

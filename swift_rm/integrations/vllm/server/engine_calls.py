@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from swift_rm.integrations.vllm.offline.requests import one_token
+from swift_rm.integrations.vllm.offline.sample_requests import one_token
 from swift_rm.integrations.vllm.versions.version import described
 from swift_rm.integrations.vllm.worker.sample import Sample
 

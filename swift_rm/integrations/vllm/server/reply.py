@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from swift_rm.integrations.vllm.server.chosen_rewards import Rewards, with_rewards
 from swift_rm.integrations.vllm.server.reward_request import Refused, RewardRequest
-from swift_rm.integrations.vllm.server.stream_rewards import StreamRewards
+from swift_rm.integrations.vllm.server.streamed_reply import StreamRewards
+from swift_rm.integrations.vllm.server.whole_reply import Rewards, with_rewards
 
 Message = MutableMapping[str, Any]
 

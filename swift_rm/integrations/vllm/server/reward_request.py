@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_rm.integrations.vllm.worker.kept_scores import MOST_FINISHED
-from swift_rm.integrations.vllm.worker.step_rows import sample_names
+from swift_rm.integrations.vllm.worker.request_names import sample_names
 from swift_rm.selection.rules import EXTERNAL_RULES, RULES
 
 OURS, SELECT = "swift_", "swift_select"

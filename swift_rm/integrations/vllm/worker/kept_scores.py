@@ -1,4 +1,4 @@
-"""What the head said of each state of each request, kept in the worker until it is asked for."""
+"""The heads' numbers for each state of each request, kept in the worker until they are asked for."""
 
 from __future__ import annotations
 

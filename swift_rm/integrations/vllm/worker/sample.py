@@ -1,4 +1,4 @@
-"""One sample that vLLM drew, with what the worker's heads said of its states, and the reward that makes."""
+"""A sample that vLLM drew, with the heads' numbers for its states, and the reward that is computed from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user told vLLM about the reward model, and what of vLLM's own settings does not go with it."""
+"""The settings by which vLLM knows the reward model, and those of its own with which samples cannot be scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counting rows: a step has those that vLLM's scheduler asked for, and each request goes on where its last rows ended."""
+"""Count the rows of each step: those that vLLM's scheduler asked for, each request going on where its last rows ended."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Opening vLLM with a reward model in its worker, and checking an LLM that was opened elsewhere."""
+"""Open a vLLM ``LLM`` with a reward model in its worker, or check one that was opened elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from swift_rm.integrations.vllm.worker.layers import ShownLayers
 from swift_rm.integrations.vllm.worker.settings import (
     KEY,
     LOGITS,
@@ -15,6 +14,7 @@ from swift_rm.integrations.vllm.worker.settings import (
     load_reward_models,
     refuse,
 )
+from swift_rm.integrations.vllm.worker.shown_layers import ShownLayers
 from swift_rm.models.load import resolve
 
 

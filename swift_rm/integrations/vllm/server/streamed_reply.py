@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from swift_rm.integrations.vllm.server.chosen_rewards import IDS, PROMPT_IDS, Rewards, as_json, hide_ids, read_json
 from swift_rm.integrations.vllm.server.reward_request import RewardRequest
+from swift_rm.integrations.vllm.server.whole_reply import IDS, PROMPT_IDS, Rewards, as_json, hide_ids, read_json
 from swift_rm.integrations.vllm.worker.sample import FINISH, Sample
 
 DATA, DONE, END = b"data: ", b"[DONE]", b"\n\n"

@@ -1,4 +1,4 @@
-"""Rewards from output logits inside vLLM: a logits processor of its V1 engine, for models whose states it cannot show."""
+"""Read output logits inside vLLM, by a logits processor of its V1 engine, for models whose states it cannot show."""
 
 from __future__ import annotations
 

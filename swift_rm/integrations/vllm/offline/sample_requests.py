@@ -1,4 +1,4 @@
-"""What vLLM is asked for: samples with their settings, and the state at the last token of each."""
+"""Requests to vLLM's offline engine: for samples with their settings, and for the state at the last token of each."""
 
 from __future__ import annotations
 

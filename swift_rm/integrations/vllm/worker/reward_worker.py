@@ -12,12 +12,13 @@ from torch import Tensor
 from vllm.platforms import current_platform
 
 from swift_rm.integrations.vllm.worker.kept_scores import KeptScores
-from swift_rm.integrations.vllm.worker.layers import ShownLayers
-from swift_rm.integrations.vllm.worker.logits import bind, use_logits
+from swift_rm.integrations.vllm.worker.logits_processor import bind, use_logits
+from swift_rm.integrations.vllm.worker.request_names import asked_as, is_own
 from swift_rm.integrations.vllm.worker.sample import score_width
 from swift_rm.integrations.vllm.worker.settings import KEY, check_served_model, load_reward_models, refuse
+from swift_rm.integrations.vllm.worker.shown_layers import ShownLayers
 from swift_rm.integrations.vllm.worker.step_counts import StepCounts
-from swift_rm.integrations.vllm.worker.step_rows import StepRows, asked_as, is_own, pick, rows_of, rows_of_v2
+from swift_rm.integrations.vllm.worker.step_rows import StepRows, pick, rows_of, rows_of_v2
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker

@@ -1,4 +1,4 @@
-"""How a model inside vLLM is made to show the hidden states that a reward model reads, and which ones it shows."""
+"""Make a model inside vLLM show the hidden states of the layers that a reward model reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recording what vLLM computes, to compare it with transformers: `swift-rm check-engine vllm`."""
+"""Record the states and rewards that vLLM computes, to compare them with transformers': `swift-rm check-engine vllm`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.offline.opening import check_llm, open_llm
-from swift_rm.integrations.vllm.offline.requests import SampleSettings, new_tokens, read_last
+from swift_rm.integrations.vllm.offline.open_llm import check_llm, open_llm
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, new_tokens, read_last
 from swift_rm.integrations.vllm.versions.version import check_version
 from swift_rm.integrations.vllm.worker.sample import rewards_of, score_width
 from swift_rm.integrations.vllm.worker.settings import load_reward_models
