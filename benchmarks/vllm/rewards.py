@@ -24,7 +24,7 @@ from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
 from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, read_last
 from swift_rm.integrations.vllm.versions.version import check_version
 from swift_rm.integrations.vllm.worker.sample import Sample, score_width
-from swift_rm.integrations.vllm.worker.settings import WORKER, additional_config, load_reward_models
+from swift_rm.integrations.vllm.worker.settings import WORKER_CLASS, additional_config, load_reward_models
 from swift_rm.models.load import TINY, TINY_REWARD, load_language_model
 from swift_rm.tasks.homework import HomeworkTask
 from tests.integrations.vllm.engines import close, differences, opened
@@ -121,7 +121,7 @@ def engine(case: Case, eager: bool, reward_folder: str | None = None) -> Iterato
     from vllm import LLM
 
     told = {} if reward_folder is None else additional_config(reward_folder)
-    worker = {} if reward_folder is None else {"worker_cls": WORKER, "additional_config": told}
+    worker = {} if reward_folder is None else {"worker_cls": WORKER_CLASS, "additional_config": told}
     llm = LLM(case.model, enforce_eager=eager, **case.engine, **worker)
     try:
         yield WithoutScores(llm, 0) if reward_folder is None else EngineLoop(llm, score_width(*load_reward_models(told)))

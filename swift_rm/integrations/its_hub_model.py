@@ -43,7 +43,7 @@ class SwiftLanguageModel(AbstractLanguageModel):  # type: ignore[misc]
 
     async def agenerate(self, messages: Any, stop: str | None = None, **kwargs: Any) -> Any:
         """Return a response to each of a list of conversations, copies of one from one prompt; or to a conversation alone."""
-        if is_one(messages):
+        if is_one_conversation(messages):
             return await self.agenerate_single(messages, stop, **kwargs)
         return await asyncio.to_thread(self._generate, messages, stop, **kwargs)
 
@@ -96,7 +96,7 @@ def answered_turns(messages: Any) -> tuple[Turns, str]:
     return turns[:-1], turns[-1][1]
 
 
-def is_one(messages: Any) -> bool:
+def is_one_conversation(messages: Any) -> bool:
     """Tell whether these are the messages of one conversation, instead of a list of conversations."""
     return isinstance(messages, str | ChatMessages) or not messages or not isinstance(messages[0], list)
 

@@ -24,7 +24,7 @@ class SwiftRewardModule(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Reward whole texts: ``GRPOTrainer(..., reward_funcs=SwiftRewardModule(model, tokenizer, rm))``.
 
     TRL hands a module texts that it wrote and tokenised anew, without special tokens that were sampled, and does not say where
-    a response begins; :class:`WholeText` finds that out, from the chat template or from
+    a response begins; :class:`PromptResponseSplitter` finds that out, from the chat template or from
     ``start``, the text with which all prompts end. Where a function will do, ``SwiftReward`` reads the tokens themselves.
     ``chat_template_kwargs`` are the trainer's; ``model`` is a copy of the base model of the module's own.
 
@@ -46,7 +46,7 @@ class SwiftRewardModule(PreTrainedModel):  # type: ignore[no-untyped-call]
         config.name_or_path = model.name_or_path  # TRL loads the tokenizer by it, if it is given none
         super().__init__(config)
         self.language_model, self.reward_model, self.tokenizer, self.batch_size = model, rm, tokenizer, batch_size
-        self.texts = WholeText(tokenizer, own_ends(model), start, chat_template_kwargs)
+        self.texts = PromptResponseSplitter(tokenizer, own_ends(model), start, chat_template_kwargs)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, prompt_lengths: Tensor | None = None, **_: Any
@@ -70,8 +70,10 @@ class SwiftRewardModule(PreTrainedModel):  # type: ignore[no-untyped-call]
         return SequenceClassifierOutput(logits=logits.masked_fill(~logits.isfinite(), torch.nan))
 
 
-class WholeText:
-    """Split whole texts: ``ids, response_ids = WholeText(tokenizer, ends).split(text)``, as they were before generation.
+class PromptResponseSplitter:
+    """Split whole texts: ``ids, response_ids = PromptResponseSplitter(tokenizer, ends).split(text)``.
+
+    They are the ids of prompt and response as they were before generation.
 
     A response begins after the last ``start``. By default that is what the chat template opens an assistant's turn with, as
     far as turns that are over and turns that are generated open alike; the prompt then gets the opening of the latter

@@ -18,11 +18,16 @@ from swift_rm.files.tested_versions import TestedRange
 from swift_rm.integrations.vllm.offline.early_stop import EarlyStop
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
 from swift_rm.integrations.vllm.offline.open_llm import check_llm, open_llm
-from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, new_tokens
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, token_limit
 from swift_rm.integrations.vllm.worker.kept_scores import KeptScores
 from swift_rm.integrations.vllm.worker.request_names import sample_names
-from swift_rm.integrations.vllm.worker.sample import Sample, rewards_of, score_width
-from swift_rm.integrations.vllm.worker.settings import additional_config, check_served_model, load_reward_models, refuse
+from swift_rm.integrations.vllm.worker.sample import Sample, sample_rewards, score_width
+from swift_rm.integrations.vllm.worker.settings import (
+    additional_config,
+    check_served_model,
+    load_reward_models,
+    refuse_unsupported,
+)
 from swift_rm.integrations.vllm.worker.shown_layers import ShownLayers
 from swift_rm.integrations.vllm.worker.step_rows import pick, rows_of, rows_of_v2
 
@@ -148,12 +153,12 @@ def test_rewards_from_scores_are_those_from_states(heads, gate, position):
         samples.append(Sample(str(number), 0, list(range(tokens)), scores=numbers))
         read = states[:-1] if position == "generating" else states[1:]
         expected.append(rm(read, torch.tensor([0, tokens])).item())
-    found = rewards_of(rm, None, samples, column=2)
+    found = sample_rewards(rm, None, samples, column=2)
     assert width == heads * (2 if gate else 1)
     assert [reward for reward, _ in found] == pytest.approx(expected, abs=1e-5)
-    assert rewards_of(rm, None, []) == []
+    assert sample_rewards(rm, None, []) == []
     without = Sample("x", 0, [1, 2])
-    assert np.isnan(rewards_of(rm, None, [without])[0][0])
+    assert np.isnan(sample_rewards(rm, None, [without])[0][0])
     assert without.decoded(float("nan"), None, 0.0).finish_reason == "cancelled"
     without.finish_reason = "stop"
     assert without.decoded(float("nan"), None, 0.0).flag == "not_finite"
@@ -163,7 +168,7 @@ def test_a_missing_place_makes_no_reward():
     rm = random_model()
     scores = np.ones((3, 2), np.float32)
     scores[1] = np.nan
-    assert np.isnan(rewards_of(rm, None, [Sample("a", 0, [1, 2, 3], scores=scores)])[0][0])
+    assert np.isnan(sample_rewards(rm, None, [Sample("a", 0, [1, 2, 3], scores=scores)])[0][0])
 
 
 def vllm_config(**changes):
@@ -196,8 +201,8 @@ def vllm_config(**changes):
 )
 def test_settings_of_vllm_that_do_not_go_with_rewards(changes, said):
     with pytest.raises(ValueError, match=said):
-        refuse(vllm_config(**changes))
-    refuse(vllm_config())
+        refuse_unsupported(vllm_config(**changes))
+    refuse_unsupported(vllm_config())
 
 
 def test_what_vllm_must_be_told(tmp_path):
@@ -270,9 +275,9 @@ def test_how_vllm_is_opened():
 
 def test_settings_of_samples():
     assert sample_names("r", 1) == ["r"] and sample_names("r", 3) == ["0_r", "1_r", "2_r"]
-    assert new_tokens([[1] * 10, [1] * 30], None, 512) == 482 and new_tokens([[1]], None, 9000) == 1024
+    assert token_limit([[1] * 10, [1] * 30], None, 512) == 482 and token_limit([[1]], None, 9000) == 1024
     with pytest.raises(ValueError, match=r"a prompt of 30 tokens leaves no room for 500 new tokens: vLLM's context is 512"):
-        new_tokens([[1] * 30], 500, 512)
+        token_limit([[1] * 30], 500, 512)
     for name in ("n", "max_tokens", "seed", "logprobs", "output_kind"):
         with pytest.raises(ValueError, match=f"{name} is set by arguments of this call"):
             SampleSettings(8, None, True, {name: 1})

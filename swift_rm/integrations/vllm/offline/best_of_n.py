@@ -11,8 +11,8 @@ from swift_rm.decoding.rank_decoded import External, decode_text, result_of
 from swift_rm.integrations.vllm.offline.early_stop import EarlyStop
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
 from swift_rm.integrations.vllm.offline.open_llm import check_llm, open_llm
-from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, check_seed, new_tokens, read_last
-from swift_rm.integrations.vllm.worker.sample import rewards_of, score_width
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, check_seed, read_last, token_limit
+from swift_rm.integrations.vllm.worker.sample import sample_rewards, score_width
 from swift_rm.integrations.vllm.worker.settings import check_served_model, load_reward_models
 from swift_rm.records.rollouts import Prompt
 from swift_rm.reward.identity import fingerprint
@@ -75,7 +75,7 @@ class VLLMBestOfN:
         encoded = encode_prompts(self.tokenizer, prompts, chat_template_kwargs, self._vocabulary)
         if seed is not None:
             check_seed(self._config, encoded, n)
-        ask = SampleSettings(new_tokens(encoded, max_new_tokens, self._room), seed, logprobs, sampling)
+        ask = SampleSettings(token_limit(encoded, max_new_tokens, self._room), seed, logprobs, sampling)
         if rule is None:
             groups = self._loop.sample(encoded, n, [ask.together(n, i) for i in range(len(encoded))], progress)
         else:
@@ -84,10 +84,10 @@ class VLLMBestOfN:
         samples = [sample for group in groups for sample in group]
         if self.rm.config.position == "token":
             read_last(self._loop, encoded, samples)
-        rewards = rewards_of(self.rm, self.tokenizer, samples)
+        rewards = sample_rewards(self.rm, self.tokenizer, samples)
         partial = rewards
         if self.guide is not None:
-            partial = rewards_of(self.guide, self.tokenizer, samples, column=score_width(self.rm))
+            partial = sample_rewards(self.guide, self.tokenizer, samples, column=score_width(self.rm))
         decoded = [
             sample.decoded(reward, flag, by)
             for sample, (reward, flag), (by, _) in zip(samples, rewards, partial, strict=True)

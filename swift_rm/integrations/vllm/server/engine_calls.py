@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from swift_rm.integrations.vllm.offline.sample_requests import one_token
-from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.integrations.vllm.versions.version import vllm_name
 from swift_rm.integrations.vllm.worker.sample import Sample
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class NoScores(Exception):
     """The engine gave no scores, and why."""
 
 
-async def within(engine: Any, call: Coroutine[Any, Any, T], seconds: float) -> T:
+async def await_engine(engine: Any, call: Coroutine[Any, Any, T], seconds: float) -> T:
     """Return what a ``call`` to the engine returns; raise NoScores if it dies, fails, or takes longer than ``seconds``."""
     loop = asyncio.get_running_loop()
     task, end = asyncio.ensure_future(call), loop.time() + seconds
@@ -48,12 +48,12 @@ async def within(engine: Any, call: Coroutine[Any, Any, T], seconds: float) -> T
 
 
 async def take_scores(engine: Any, samples: Sequence[Sample], width: int, seconds: float) -> None:
-    """Give samples the scores ``[places, width]`` that the worker has for them, and let it forget them; raise as `within`.
+    """Give samples the scores ``[places, width]`` that the worker has for them, and let it forget them; raise as `await_engine`.
 
     A sample whose scores are not those of its tokens gets a fault in their place.
     """
     names = [sample.name for sample in samples]
-    answers = await within(engine, engine.collective_rpc("take_scores", args=(names,)), seconds)
+    answers = await await_engine(engine, engine.collective_rpc("take_scores", args=(names,)), seconds)
     found = next(answer for answer in answers if answer is not None)
     for sample, scores in zip(samples, found, strict=True):
         sample.give(scores, width)
@@ -85,11 +85,11 @@ async def read_last(engine: Any, samples: Sequence[Sample], prompts: Prompts, wi
             for sample, after in asked:
                 group.create_task(step(sample, after))
 
-    await within(engine, steps(), QUEUE_S)
+    await await_engine(engine, steps(), QUEUE_S)
     await take_scores(engine, [after for _, after in asked], width, limit_s)
     for sample, after in asked:
         if after.fault is None and after.scores is not None and len(after.scores) == 0:
-            after.fault = f"{described()} computed no state at a sample's last token"
+            after.fault = f"{vllm_name()} computed no state at a sample's last token"
         if sample.scores is not None and after.scores is not None:
             sample.scores = np.concatenate([sample.scores, after.scores[:1]])
         sample.fault = after.fault

@@ -12,8 +12,8 @@ from swift_rm.integrations.vllm.worker.kept_scores import MOST_FINISHED
 from swift_rm.integrations.vllm.worker.request_names import sample_names
 from swift_rm.selection.rules import EXTERNAL_RULES, RULES
 
-OURS, SELECT = "swift_", "swift_select"
-OWN_RULES = tuple(rule for rule in RULES if rule not in EXTERNAL_RULES)
+FIELD_PREFIX, SELECT_FIELD = "swift_", "swift_select"
+REWARD_RULES = tuple(rule for rule in RULES if rule not in EXTERNAL_RULES)
 TRUE = {"true", "1", "1.0", "t", "y", "yes", "on"}  # what vLLM takes for it
 TEXT = {"text", "input_text", "output_text", "refusal", "thinking"}  # parts of a message that are nothing but tokens
 
@@ -49,7 +49,7 @@ class RewardRequest:
         return [name for request in requests for name in sample_names(request, self.n)]
 
 
-class Refused(ValueError):
+class RefusedRequest(ValueError):
     """A request that vLLM does not get to see: one sentence, and the field ``param`` that it is about."""
 
     def __init__(self, message: str, param: str) -> None:
@@ -68,39 +68,39 @@ def read_request(body: Mapping[str, Any], chat: bool, own: str, header: str | No
     Raises Refused for an unknown rule or field of ours, for beams, which are not samples, and for an order of choices that the
     client has before it is known, or whose texts begin with the prompt.
     """
-    select = body.get(SELECT)
+    select = body.get(SELECT_FIELD)
     echo = not chat and _true(body.get("echo"))
-    _check_ours(body)
+    _check_reward_fields(body)
     if _true(body.get("use_beam_search")):
-        raise Refused(
+        raise RefusedRequest(
             "use_beam_search: beams are searched for, not sampled, and have no rewards: leave it out", "use_beam_search"
         )
     if select is not None and (echo or _true(body.get("stream"))):
         field = "echo" if echo else "stream"
-        raise Refused(f"{SELECT}={select!r} and {field} do not go together: leave one of them out", field)
+        raise RefusedRequest(f"{SELECT_FIELD}={select!r} and {field} do not go together: leave one of them out", field)
     n, told = _count(body.get("n")), header or body.get("request_id")
     rewarded = 1 <= n <= MOST_FINISHED and not echo
     prompts = 1 if chat else _prompts(body.get("prompt")) + _prompts(body.get("prompt_embeds"))
-    asked = {field: value for field, value in body.items() if field != SELECT}
+    asked = {field: value for field, value in body.items() if field != SELECT_FIELD}
     return RewardRequest(
         {**asked, "return_token_ids": True} if rewarded else asked, chat, f"{'chatcmpl' if chat else 'cmpl'}-{own}",
         str(told) if told else None, n, prompts, select, rewarded, _true(body.get("return_token_ids")), _text_only(body),
     )  # fmt: skip
 
 
-def refuse_ours(body: Mapping[str, Any], why: str) -> None:
+def refuse_reward_fields(body: Mapping[str, Any], why: str) -> None:
     """Raise Refused for a field of ours in a body: there are no rewards, and ``why``."""
     for field in body:
-        if field.startswith(OURS):
-            raise Refused(f"{field}: this server gives no rewards: {why}", field)
+        if field.startswith(FIELD_PREFIX):
+            raise RefusedRequest(f"{field}: this server gives no rewards: {why}", field)
 
 
-def _check_ours(body: Mapping[str, Any]) -> None:
+def _check_reward_fields(body: Mapping[str, Any]) -> None:
     for field, value in body.items():
-        if field.startswith(OURS) and field != SELECT:
-            raise Refused(f"{field} is unknown here: the one field for rewards is {SELECT}", field)
-        if field == SELECT and value is not None and value not in OWN_RULES:
-            raise Refused(f"{SELECT}={value!r:.60} is no rule: the rules are {', '.join(OWN_RULES)}", field)
+        if field.startswith(FIELD_PREFIX) and field != SELECT_FIELD:
+            raise RefusedRequest(f"{field} is unknown here: the one field for rewards is {SELECT_FIELD}", field)
+        if field == SELECT_FIELD and value is not None and value not in REWARD_RULES:
+            raise RefusedRequest(f"{SELECT_FIELD}={value!r:.60} is no rule: the rules are {', '.join(REWARD_RULES)}", field)
 
 
 def _true(value: Any) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from swift_rm.capture.step_order import OutOfStep
-from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.integrations.vllm.versions.version import vllm_name
 from swift_rm.integrations.vllm.worker.step_rows import StepRows
 
 
@@ -82,4 +82,4 @@ class StepCounts:
 
 
 def _said(what: str) -> str:
-    return f"{described()} {what}"
+    return f"{vllm_name()} {what}"
