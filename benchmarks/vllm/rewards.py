@@ -27,8 +27,8 @@ from swift_rm.integrations.vllm.worker.sample import Sample, score_width
 from swift_rm.integrations.vllm.worker.settings import WORKER_CLASS, additional_config, load_reward_models
 from swift_rm.models.load import TINY, TINY_REWARD, load_language_model
 from swift_rm.tasks.homework import HomeworkTask
-from tests.integrations.vllm.engines import close, differences, opened
-from tests.integrations.vllm.server import serve, worst_difference
+from tests.integrations.vllm.real_engine import close, differences, opened
+from tests.integrations.vllm.real_server import serve, worst_difference
 
 
 def main() -> None:
