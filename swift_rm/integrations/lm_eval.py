@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from swift_rm.integrations.lm_eval_filter import BestOfNFilter
-from swift_rm.integrations.lm_eval_model import ScoredText, SwiftLM
+from swift_rm.integrations.lm_eval_model import SwiftLM
+from swift_rm.integrations.scored_text import ScoredText
 
 __all__ = ["BestOfNFilter", "ScoredText", "SwiftLM", "main"]
 

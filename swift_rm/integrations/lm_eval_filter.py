@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from swift_rm.integrations.lm_eval_model import ScoredText
+from swift_rm.integrations.scored_text import ScoredText
 from swift_rm.selection.rules import check_rule, select
 from swift_rm.tasks.answers import find_answer
 

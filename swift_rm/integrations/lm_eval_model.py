@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from swift_rm.integrations.candidate_sampler import CandidateSampler
+from swift_rm.integrations.scored_text import ScoredText
 from swift_rm.models.load import TINY, TINY_REWARD, resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
 
@@ -77,23 +77,3 @@ class SwiftLM(HFLM):  # type: ignore[misc]
         )  # fmt: skip
         end = self.think_end_token
         return [[ScoredText(postprocess_generated_text(one.text, until, end), one.reward) for one in own] for own in drawn]
-
-
-class ScoredText(str):
-    """A text with the ``reward`` of the tokens it was made of, a logit; what is cut from it is plain text again.
-
-    What makes another text of its type, as lm-evaluation-harness does of a reference, makes one whose reward is NaN.
-    """
-
-    __slots__ = ("reward",)
-    reward: float
-
-    def __new__(cls, text: str, reward: float = math.nan) -> ScoredText:
-        """Make a text that carries a reward."""
-        scored = super().__new__(cls, text)
-        scored.reward = reward
-        return scored
-
-    def __getnewargs__(self) -> tuple[str, float]:  # type: ignore[override]
-        """Return what makes a copy."""
-        return str(self), self.reward
