@@ -1,8 +1,8 @@
-"""What a second Ray actor brings, what Ray costs, and what is lost when workers and drivers are killed.
+"""Measure what a second Ray actor brings, what Ray costs, and what is lost when workers and drivers are killed.
 
 Throughput is that of the steady state, from the first batches of every actor to the last, with one thread each: one process
 without Ray, one actor, two actors, in turn; the start of Ray and of its actors is told apart. The faults are those of
-`ray_faults`.
+:mod:`benchmarks.ray.faults`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ CORE = (
     "capture/test_state_recorder", "capture/test_streaming", "capture/test_tap", "capture/test_tap_refusals",
     "decoding/test_best_of_n", "decoding/test_custom_generate",
     "decoding/test_custom_generate_folder", "decoding/test_engine", "decoding/test_loop", "decoding/test_planted_generate",
-    "features/test_source_records", "hipo/test_force_mode", "hipo/test_rollout", "integrations/test_sampler",
+    "features/test_source_records", "hipo/test_force_mode", "hipo/test_rollout", "integrations/test_candidate_sampler",
     "models/test_kv_cache_rows", "models/test_model_shape", "models/test_transformers_internals", "parity/test_capture_check",
     "parity/test_tested_versions", "sampling/test_sample", "scoring/test_score", "scoring/test_token_scoring",
 )  # fmt: skip

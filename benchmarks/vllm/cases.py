@@ -1,4 +1,4 @@
-"""The language models and reward models of ``vllm_rewards.py``, and what each is asked."""
+"""The language models and reward models of ``rewards.py``, and what each is asked."""
 
 from __future__ import annotations
 

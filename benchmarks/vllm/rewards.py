@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 from benchmarks.recorder import RESULTS, arguments, finish, paired_ratio
 from benchmarks.vllm.cases import LAYERS, Case, random_llama, reward_model, tiny_llama
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.offline.requests import SampleSettings, read_last
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, read_last
 from swift_rm.integrations.vllm.versions.version import check_version
 from swift_rm.integrations.vllm.worker.sample import Sample, score_width
-from swift_rm.integrations.vllm.worker.settings import WORKER, additional_config, load_reward_models
+from swift_rm.integrations.vllm.worker.settings import WORKER_CLASS, additional_config, load_reward_models
 from swift_rm.models.load import TINY, TINY_REWARD, load_language_model
 from swift_rm.tasks.homework import HomeworkTask
-from tests.integrations.vllm.engines import close, differences, opened
-from tests.integrations.vllm.server import serve, worst_difference
+from tests.integrations.vllm.real_engine import close, differences, opened
+from tests.integrations.vllm.real_server import serve, worst_difference
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def engine(case: Case, eager: bool, reward_folder: str | None = None) -> Iterato
     from vllm import LLM
 
     told = {} if reward_folder is None else additional_config(reward_folder)
-    worker = {} if reward_folder is None else {"worker_cls": WORKER, "additional_config": told}
+    worker = {} if reward_folder is None else {"worker_cls": WORKER_CLASS, "additional_config": told}
     llm = LLM(case.model, enforce_eager=eager, **case.engine, **worker)
     try:
         yield WithoutScores(llm, 0) if reward_folder is None else EngineLoop(llm, score_width(*load_reward_models(told)))

@@ -14,7 +14,7 @@ from swift_rm.records.rollouts import Prompt
 
 if TYPE_CHECKING:
     from swift_rm.cli.output import Result
-    from swift_rm.parity.engine_check import EngineCheck
+    from swift_rm.parity.engine_verdict import EngineCheck
 
 PROMPTS = (
     "The capital of France is",
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> Result:
     """Sample with the engine, read the same tokens with transformers, and compare."""
     from swift_rm.cli.output import Result, watched
     from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
-    from swift_rm.integrations.vllm.offline.parity import record_vllm
+    from swift_rm.integrations.vllm.offline.parity_recording import record_vllm
     from swift_rm.integrations.vllm.versions.version import check_version
     from swift_rm.integrations.vllm.worker.settings import additional_config, load_reward_models
     from swift_rm.models.load import load_language_model, load_outline

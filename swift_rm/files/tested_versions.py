@@ -98,7 +98,9 @@ def check_transformers() -> None:
         return
     with _lock:  # another thread waits for the verdict; this one is let through while it is made
         if not _checking:
-            check_untested(TRANSFORMERS, lambda: importlib.import_module("swift_rm.parity.self_test").check_generation())
+            check_untested(
+                TRANSFORMERS, lambda: importlib.import_module("swift_rm.parity.transformers_self_test").check_generation()
+            )
 
 
 _failed: dict[str, str] = {}

@@ -1,1 +1,1 @@
-"""Thin adapters to other libraries, each imported by who uses it."""
+"""Optional adapters to other libraries: import the one you need."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.decoding.best_of_n import best_of_n
-from swift_rm.integrations.model_cache import forget, models
+from swift_rm.integrations.model_cache import cached_models, forget
 from swift_rm.records.rollouts import Prompt
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.scoring.score import score
@@ -32,10 +32,11 @@ def best_of_n_generate(
     """Return the best of ``n`` responses to each prompt, which is text, chat messages or token ids.
 
     ``model`` and ``reward_model`` are folders, Hub ids, names of embedded models, or loaded; see
-    :func:`swift_rm.integrations.model_cache.models` for what of them is kept, and :func:`forget` to let it go. ``settings`` are
-    those of :func:`swift_rm.best_of_n` (``select``, ``stop_at``, ``max_new_tokens``, ``seed``, ...), and so are the errors.
+    :func:`swift_rm.integrations.model_cache.cached_models` for what of them is kept, and :func:`forget` to let it go.
+    ``settings`` are those of :func:`swift_rm.best_of_n` (``select``, ``stop_at``, ``max_new_tokens``, ``seed``, ...), and so are
+    the errors.
     """
-    loaded = models(model, reward_model, tokenizer=tokenizer, device=device, dtype=dtype)
+    loaded = cached_models(model, reward_model, tokenizer=tokenizer, device=device, dtype=dtype)
     return [result.best.text for result in best_of_n(*loaded, prompts, n=n, **settings)]
 
 
@@ -61,7 +62,7 @@ def rank(
         raise ValueError(f"expected a list of candidates for each input, got {len(inputs)} inputs and {len(candidates)} lists")
     if empty := [place for place, some in enumerate(candidates) if not some]:
         raise ValueError(f"input {empty[0]} has no candidates to rank")
-    loaded = models(model, reward_model, tokenizer=tokenizer, device=device, dtype=dtype)
+    loaded = cached_models(model, reward_model, tokenizer=tokenizer, device=device, dtype=dtype)
     keys: list[list[ResponseInput]] = [[one if isinstance(one, str) else tuple(one) for one in some] for some in candidates]
     each = [(place, key) for place, some in enumerate(keys) for key in dict.fromkeys(some)]  # equal ones once: they are to tie
     rewards = score(*loaded, [inputs[place] for place, _ in each], [key for _, key in each], **settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from swift_rm.integrations.sampler import CandidateSampler
+from swift_rm.integrations.candidate_sampler import CandidateSampler
 from swift_rm.models.load import TINY_REWARD, load_language_model, resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.selection.candidates import Candidate

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from swift_rm.integrations.its_hub_model import SwiftLanguageModel
-from swift_rm.integrations.its_hub_turns import answered_turns, is_one
+from swift_rm.integrations.its_hub_model import SwiftLanguageModel, answered_turns, is_one_conversation
 
 try:
     from its_hub.api import AbstractOrchestrator, AbstractOutcomeRewardModel
@@ -37,13 +36,13 @@ class SwiftOutcomeRewardModel(AbstractOutcomeRewardModel):  # type: ignore[misc]
 
         Raises ValueError for a conversation that does not end with a response, and as :func:`swift_rm.score`.
         """
-        asked = [answered_turns(one) for one in ([messages] if is_one(messages) else messages)]
+        asked = [answered_turns(one) for one in ([messages] if is_one_conversation(messages) else messages)]
         rewards = {one: self.lm.rewards.get(one) for one in asked}
         if others := [one for one, reward in rewards.items() if reward is None]:
             prompts = [self.lm.prompt_ids(turns) for turns, _ in others]
             rewards.update(zip(others, self.lm.sampler.score(prompts, [text for _, text in others]), strict=True))
         found = [reward for one in asked if (reward := rewards[one]) is not None]
-        return found[0] if is_one(messages) else found
+        return found[0] if is_one_conversation(messages) else found
 
     async def ascore(self, messages: Any, orchestrator: Any = None, **kwargs: Any) -> list[float] | float:
         """Return what :meth:`score` does, without holding up others; the orchestrator is not needed."""

@@ -1,4 +1,4 @@
-"""A language model for its_hub's algorithms, decoded by the engine, that keeps the rewards of what it said."""
+"""A language model for its_hub's algorithms, decoded by the Best-of-N engine, that keeps the rewards of its responses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.integrations.its_hub_turns import Turns, is_one, turns_to_answer
-from swift_rm.integrations.sampler import CandidateSampler
+from swift_rm.integrations.candidate_sampler import CandidateSampler
 from swift_rm.tokens.encoding import encode_prompt
 
 try:
-    from its_hub.api import AbstractLanguageModel
+    from its_hub.api import AbstractLanguageModel, ChatMessage, ChatMessages
 except ImportError as error:
     raise ImportError('its_hub\'s algorithms need its_hub: pip install "swift-rm[adapters]"') from error
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from swift_rm.reward.reward_model import SwiftRewardModel
+
+Turns = tuple[tuple[str, str], ...]  # role and text of each message
 
 
 class SwiftLanguageModel(AbstractLanguageModel):  # type: ignore[misc]
@@ -42,7 +43,7 @@ class SwiftLanguageModel(AbstractLanguageModel):  # type: ignore[misc]
 
     async def agenerate(self, messages: Any, stop: str | None = None, **kwargs: Any) -> Any:
         """Return a response to each of a list of conversations, copies of one from one prompt; or to a conversation alone."""
-        if is_one(messages):
+        if is_one_conversation(messages):
             return await self.agenerate_single(messages, stop, **kwargs)
         return await asyncio.to_thread(self._generate, messages, stop, **kwargs)
 
@@ -77,3 +78,33 @@ class SwiftLanguageModel(AbstractLanguageModel):  # type: ignore[misc]
         for oldest in list(self.rewards)[: -self.keep]:
             self.rewards.pop(oldest, None)
         return [{"role": "assistant", "content": one.text} for _, one in said]
+
+
+def turns_to_answer(messages: Any) -> Turns:
+    """Return a conversation that a response follows; raise ValueError if it ends with one, is empty, or calls tools."""
+    turns = _turns(messages)
+    if not turns or turns[-1][0] == "assistant":
+        raise ValueError(f"a conversation must end with something to answer, got {turns}")
+    return turns
+
+
+def answered_turns(messages: Any) -> tuple[Turns, str]:
+    """Return a conversation and the response with which it ends; raise ValueError if there is none, or it calls tools."""
+    turns = _turns(messages)
+    if len(turns) < 2 or turns[-1][0] != "assistant":
+        raise ValueError(f"a conversation to score must end with the response to a message, got {turns}")
+    return turns[:-1], turns[-1][1]
+
+
+def is_one_conversation(messages: Any) -> bool:
+    """Tell whether these are the messages of one conversation, instead of a list of conversations."""
+    return isinstance(messages, str | ChatMessages) or not messages or not isinstance(messages[0], list)
+
+
+def _turns(messages: Any) -> Turns:
+    if isinstance(messages, str | ChatMessages):
+        messages = ChatMessages.from_prompt_or_messages(messages).to_chat_messages()
+    turns = [one if isinstance(one, ChatMessage) else ChatMessage.from_dict(one) for one in messages]
+    if called := [one for one in turns if one.tool_calls or one.tool_call_id]:
+        raise ValueError(f"a model here neither reads nor makes calls of tools, got {called[0]}")
+    return tuple((one.role, one.extract_text_content()) for one in turns)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from swift_rm.integrations.sampler import CandidateSampler
+from swift_rm.integrations.candidate_sampler import CandidateSampler
 from swift_rm.integrations.scored_text import ScoredText
 from swift_rm.models.load import TINY, TINY_REWARD, resolve
 from swift_rm.reward.reward_model import SwiftRewardModel

@@ -20,7 +20,7 @@ _tokenizer: dict[Key, PreTrainedTokenizerBase] = {}
 _reward: dict[Key, SwiftRewardModel] = {}
 
 
-def models(
+def cached_models(
     model: str | PreTrainedModel,
     reward_model: str | SwiftRewardModel,
     *,
@@ -50,10 +50,10 @@ def models(
         tokenizer = _kept(_tokenizer, (_state_of(path),), lambda: AutoTokenizer.from_pretrained(path))
     if not isinstance(reward_model, str):
         return model, tokenizer, reward_model
-    return model, tokenizer, reward_model_named(reward_model).to(model.device)
+    return model, tokenizer, cached_reward_model(reward_model).to(model.device)
 
 
-def reward_model_named(name: str) -> SwiftRewardModel:
+def cached_reward_model(name: str) -> SwiftRewardModel:
     """Return the reward model of a folder, Hub id or embedded name, loaded if it is another than the last, or has changed."""
     folder = resolve(name)
     return _kept(_reward, (_state_of(folder),), lambda: SwiftRewardModel.from_pretrained(folder))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from swift_rm._version import __version__
 from swift_rm.files.time_limit import call_within
-from swift_rm.integrations.ray_cluster import LOCAL, Row, check_address, connect, heads, watched
+from swift_rm.integrations.ray_cluster import LOCAL, RayRow, check_address, connect, required_addresses, rows_while_reachable
 from swift_rm.models.load import TINY, load_language_model, load_outline
 from swift_rm.sampling.batch_runner import Job, Result, Work
 
@@ -29,7 +29,12 @@ KEPT = "what was finished is kept, and the same command goes on from there"
 IN_FLIGHT = 2  # jobs that an actor has at a time: one under way, one to go on with
 RETRIES = 8  # of a job whose actor died under it, or before it came to its turn
 FEWER = "take fewer questions at once (--batch-size, or --questions-per-batch)"
-KINDS: tuple[type[Exception], ...] = (ValueError, ImportError, OSError, RuntimeError)  # what a job's error is here, first match
+ERROR_KINDS: tuple[type[Exception], ...] = (
+    ValueError,
+    ImportError,
+    OSError,
+    RuntimeError,
+)  # what a job's error is here, first match
 Failure = tuple[Callable[[str], Exception], str, str]  # kind, message, traceback
 
 
@@ -145,7 +150,7 @@ class RayActors:
         results.context.execution_options.preserve_order = True
         seen: set[str] = set()
         try:
-            with closing(watched(results.iter_rows(), heads())) as done:
+            with closing(rows_while_reachable(results.iter_rows(), required_addresses())) as done:
                 for row in done:
                     seen.add(row["actor"])
                     yield _value(row["result"])
@@ -167,7 +172,7 @@ class _Actor:
         self._loaded: tuple[Any, Any] | None = None
         self._name = f"{platform.node()}:{os.getpid()}"
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: RayRow) -> RayRow:
         outcome = call_within(None, lambda: self._do(row["job"]))
         assert outcome is not None
         if outcome.error is not None and not isinstance(outcome.error, Exception):
@@ -189,7 +194,7 @@ def _described(error: Exception) -> Failure:
     trace = "in a Ray actor:\n" + "".join(traceback.format_exception(error))
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return RuntimeError, f"an actor ran out of memory ({str(error).strip()[:80]}): {FEWER}; {KEPT}", trace
-    kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
+    kind = next((kind for kind in ERROR_KINDS if isinstance(error, kind)), None)
     return (kind, str(error), trace) if kind else (RuntimeError, f"{type(error).__name__}: {error}", trace)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from swift_rm.files.time_limit import CallOutcome, call_within
 
-Row = dict[str, Any]
+RayRow = dict[str, Any]
 
 LOCAL = "local"
 MISSING = 'more than one process or machine needs Ray: pip install "swift-rm[ray]"'
@@ -59,7 +59,7 @@ def connect(address: str, cores: int | None) -> bool:
     except ImportError as error:
         raise ImportError(MISSING) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    reach(address)
+    check_reachable(address)
     try:
         with _stderr_to_nothing(), _same_sigterm():
             if address == LOCAL:
@@ -76,7 +76,7 @@ def connect(address: str, cores: int | None) -> bool:
     return True
 
 
-def reach(*addresses: str) -> None:
+def check_reachable(*addresses: str) -> None:
     """Raise ConnectionError if nobody listens at a ``host:port``, which Ray itself notices after minutes only."""
     for address in addresses:
         host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -88,7 +88,7 @@ def reach(*addresses: str) -> None:
             raise ConnectionError(f"no Ray cluster answers at {host}:{port}: {error.strerror or error}") from error
 
 
-def heads() -> list[str]:
+def required_addresses() -> list[str]:
     """Return where those listen that this process cannot do without: the cluster's head, and Ray on this machine."""
     import ray
 
@@ -98,12 +98,12 @@ def heads() -> list[str]:
     return [context.gcs_address, *(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in here)]
 
 
-def watched(rows: Iterable[Row], addresses: Sequence[str]) -> Generator[Row, None, None]:
+def rows_while_reachable(rows: Iterable[RayRow], addresses: Sequence[str]) -> Generator[RayRow, None, None]:
     """Yield rows that a thread waits for; raise ConnectionError once nobody listens at one of the ``addresses``.
 
     Ray itself would end the process, after a while and without a word.
     """
-    found: queue.SimpleQueue[CallOutcome[Row | None]] = queue.SimpleQueue()
+    found: queue.SimpleQueue[CallOutcome[RayRow | None]] = queue.SimpleQueue()
     wanted = threading.Semaphore(1)  # one row is fetched while the one before it is worked on
     stopped = threading.Event()
 
@@ -123,7 +123,7 @@ def watched(rows: Iterable[Row], addresses: Sequence[str]) -> Generator[Row, Non
             try:
                 outcome = found.get(timeout=PING_S)
             except queue.Empty:
-                reach(*addresses)
+                check_reachable(*addresses)
                 continue
             if outcome.error is not None:
                 raise outcome.error

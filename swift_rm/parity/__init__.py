@@ -1,1 +1,1 @@
-"""That what is read of a model, here or in an inference engine, is what transformers has."""
+"""Checks that the hidden states and rewards read here, or in an inference engine, are those of transformers."""

@@ -26,7 +26,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class CheckRow:
+class CaptureCheck:
     """One check: its name, whether it passed, and what was seen."""
 
     name: str
@@ -36,7 +36,7 @@ class CheckRow:
 
 def check_model(
     model: nn.Module, tokenizer: Any = None, prompt_lengths: Sequence[int] = (11, 6), seed: int = 0
-) -> list[CheckRow]:
+) -> list[CaptureCheck]:
     """Check that the tap reads ``model`` exactly, in forward calls and in ``generate``; one row a check.
 
     The prompts are a tokenized sentence if there is a tokenizer, else random token ids below the vocabulary's size;
@@ -50,7 +50,7 @@ def check_model(
         with HiddenStateTap(model, layers=(0,)):
             pass
     except (RuntimeError, ValueError) as refusal:
-        return [CheckRow("model", False, str(refusal))]
+        return [CaptureCheck("model", False, str(refusal))]
     batch = _prompts(model, tokenizer, prompt_lengths, seed)
     longest = max(range(len(prompt_lengths)), key=lambda row: prompt_lengths[row])
     one = {name: tensor[longest : longest + 1] for name, tensor in batch.items()}
@@ -74,11 +74,11 @@ def check_model(
             module.training = training
 
 
-def _row(name: str, check: Callable[[], tuple[bool, str]]) -> CheckRow:
+def _row(name: str, check: Callable[[], tuple[bool, str]]) -> CaptureCheck:
     try:
-        return CheckRow(name, *check())
+        return CaptureCheck(name, *check())
     except (RuntimeError, ValueError) as refusal:
-        return CheckRow(name, False, str(refusal))
+        return CaptureCheck(name, False, str(refusal))
 
 
 def _prompts(model: Any, tokenizer: Any, lengths: Sequence[int], seed: int) -> dict[str, Tensor]:

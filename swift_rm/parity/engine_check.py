@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from swift_rm.parity.engine_verdict import why
+from swift_rm.parity.engine_verdict import EngineCheck, LayerComparison, RewardComparison, explain_verdict
 from swift_rm.parity.recorded_run import EngineRun, TeacherForced, teacher_force
-from swift_rm.parity.shifted_layers import resembling, rms, size_of
 from swift_rm.reward.config import SwiftConfig, resolve_layer
 
 if TYPE_CHECKING:
@@ -26,69 +25,10 @@ if TYPE_CHECKING:
 # GPUs that multiply with the 10 bits of TF32 by some 1e-4; the states of neighbouring layers part by 1e-2 at the least.
 TOLERANCE = 1e-3
 FACTOR = 2.0  # of the error that transformers itself makes in a smaller dtype
+SAME = 0.05  # how far apart, as a fraction of their size, states may be that are called the same
+NEARER = 4.0  # and how many times nearer than the states that they should be
+_SHIFTS = {0: "", 1: " of the token before", -1: " of the token after"}
 OpenModel = Callable[[str], tuple[Any, Any]]  # from a dtype's name to a language model and its tokenizer
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """How the states of a layer, counted from 0, or the ``"logits"`` compare.
-
-    ``max_difference`` is the largest of one number, of engine and transformers in the same dtype. All else is a fraction of
-    the layer's size, the root mean square of its states: ``relative`` is that difference, ``error`` the root mean square of the
-    engine's distance from transformers in float32, ``transformers_error`` that of transformers in the engine's dtype (None in
-    float32). ``resembles`` names the states that a layer that differs has instead of its own, if they were found.
-    """
-
-    layer: int | str
-    max_difference: float
-    relative: float
-    error: float
-    transformers_error: float | None
-    equal: bool
-    resembles: str | None = None
-
-
-@dataclass(frozen=True)
-class RewardRow:
-    """How rewards compare: the largest difference in the same dtype, and the errors against float32, root mean squares."""
-
-    max_difference: float
-    error: float
-    transformers_error: float | None
-    equal: bool
-
-
-@dataclass(frozen=True)
-class EngineCheck:
-    """How an engine compares with transformers: by layer and by reward, and ``why`` that is its ``verdict``, in a sentence."""
-
-    engine: str
-    engine_version: str
-    model: str
-    reward_model: str
-    dtype: str
-    responses: int
-    tokens: int
-    layers: tuple[LayerRow, ...]
-    rewards: RewardRow
-    why: str
-
-    @property
-    def equal(self) -> bool:
-        """Whether every layer and the rewards are."""
-        return self.rewards.equal and all(row.equal for row in self.layers)
-
-    @property
-    def verdict(self) -> str:
-        """``"equal"`` or ``"different"``."""
-        return "equal" if self.equal else "different"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
-        data = asdict(self)
-        rewards, why = data.pop("rewards"), data.pop("why")
-        worst = {"worst_reward_difference": rewards["max_difference"], "rewards": rewards}
-        return {**data, **worst, "verdict": self.verdict, "why": why}
 
 
 def check_engine(run: EngineRun, model: str, reward_model: str, rm: SwiftRewardModel, open_model: OpenModel) -> EngineCheck:
@@ -104,11 +44,11 @@ def check_engine(run: EngineRun, model: str, reward_model: str, rm: SwiftRewardM
     layers, rewards = _layer_rows(run, rm.config, exact, own), _reward_row(run, exact, own)
     return EngineCheck(
         run.engine, run.version, model, reward_model, run.dtype, len(run.responses), run.tokens, tuple(layers), rewards,
-        why(run, layers, rewards),
+        explain_verdict(run, layers, rewards),
     )  # fmt: skip
 
 
-def _layer_rows(run: EngineRun, config: SwiftConfig, exact: TeacherForced, own: TeacherForced | None) -> list[LayerRow]:
+def _layer_rows(run: EngineRun, config: SwiftConfig, exact: TeacherForced, own: TeacherForced | None) -> list[LayerComparison]:
     found = [torch.from_numpy(one.states) for one in run.responses]
     rows = []
     for number, layer in enumerate(config.layers):
@@ -117,7 +57,7 @@ def _layer_rows(run: EngineRun, config: SwiftConfig, exact: TeacherForced, own: 
         theirs = None if own is None else _part(own.states, part)
         row = _layer_row(name, run.dtype, _part(found, part), _part(exact.states, part), theirs)
         if not row.equal and exact.every is not None:
-            row = replace(row, resembles=resembling(found[exact.varied][:, part], exact.every, int(name)))
+            row = replace(row, resembles=identify_states(found[exact.varied][:, part], exact.every, int(name)))
         rows.append(row)
     return rows
 
@@ -126,7 +66,7 @@ def _part(states: Sequence[Tensor], part: slice) -> Tensor:
     return torch.cat([one[:, part] for one in states]).double()
 
 
-def _layer_row(layer: int | str, dtype: str, found: Tensor, exact: Tensor, own: Tensor | None) -> LayerRow:
+def _layer_row(layer: int | str, dtype: str, found: Tensor, exact: Tensor, own: Tensor | None) -> LayerComparison:
     for states, kind in ((exact, "float32"), (exact if own is None else own, dtype)):
         if not bool(states.isfinite().all()):
             what = "output logits" if layer == "logits" else f"states of layer {layer}"
@@ -135,21 +75,21 @@ def _layer_row(layer: int | str, dtype: str, found: Tensor, exact: Tensor, own: 
     most = float((found - (exact if own is None else own)).abs().nan_to_num(nan=math.inf, posinf=math.inf).max())
     error = rms(found - exact) / size
     if own is None:
-        return LayerRow(layer, most, most / size, error, None, most / size <= TOLERANCE)
+        return LayerComparison(layer, most, most / size, error, None, most / size <= TOLERANCE)
     allowed = rms(own - exact) / size
-    return LayerRow(layer, most, most / size, error, allowed, error <= FACTOR * allowed + _rounding(dtype))
+    return LayerComparison(layer, most, most / size, error, allowed, error <= FACTOR * allowed + _rounding(dtype))
 
 
-def _reward_row(run: EngineRun, exact: TeacherForced, own: TeacherForced | None) -> RewardRow:
+def _reward_row(run: EngineRun, exact: TeacherForced, own: TeacherForced | None) -> RewardComparison:
     found = torch.tensor([one.reward for one in run.responses], dtype=torch.float64)
     truth = torch.tensor(exact.rewards, dtype=torch.float64)
     same = truth if own is None else torch.tensor(own.rewards, dtype=torch.float64)
     apart, error = _apart(found, same), rms(_apart(found, truth))
     if own is None:
         equal = bool((apart <= TOLERANCE * truth.abs().nan_to_num().clamp(min=1)).all())
-        return RewardRow(float(apart.max()), error, None, equal)
+        return RewardComparison(float(apart.max()), error, None, equal)
     allowed, size = rms(_apart(same, truth)), max(1.0, rms(truth.nan_to_num()))
-    return RewardRow(float(apart.max()), error, allowed, error <= FACTOR * allowed + _rounding(run.dtype) * size)
+    return RewardComparison(float(apart.max()), error, allowed, error <= FACTOR * allowed + _rounding(run.dtype) * size)
 
 
 def _apart(found: Tensor, expected: Tensor) -> Tensor:
@@ -161,3 +101,31 @@ def _apart(found: Tensor, expected: Tensor) -> Tensor:
 def _rounding(dtype: str) -> float:
     """Return, about, the root mean square of one more rounding to a dtype: transformers may have none at all in layer 0."""
     return torch.finfo(getattr(torch, dtype)).eps / 4
+
+
+def identify_states(found: Tensor, every: Tensor, own: int) -> str | None:
+    """Say which of ``every [L + 1, R, d]`` state of a response the ``found [R, d]`` are, if not those of the layer ``own``.
+
+    They may be those of another layer, of the token before or after, or both. None where nothing is clearly nearer.
+    """
+    found, every = found.double(), every.double()
+    distances: dict[tuple[int, int], float] = {}
+    for shift in _SHIFTS if len(found) > 2 else (0,):
+        theirs = found[max(0, shift) : len(found) + min(0, shift)]
+        for layer, states in enumerate(every):
+            expected = states[max(0, -shift) : len(states) - max(0, shift)]
+            distances[layer, shift] = rms(theirs - expected) / size_of(expected)
+    (layer, shift), distance = min(distances.items(), key=lambda item: item[1])
+    if (layer, shift) == (own, 0) or distance > SAME or distance * NEARER >= distances[own, 0]:
+        return None
+    return f"layer {layer}{_SHIFTS[shift]}"
+
+
+def rms(values: Tensor) -> float:
+    """Return the root mean square; infinite where a value is not finite."""
+    return float(values.square().mean().sqrt().nan_to_num(nan=math.inf, posinf=math.inf))
+
+
+def size_of(states: Tensor) -> float:
+    """Return the root mean square of states to divide by: not 0."""
+    return max(rms(states), torch.finfo(torch.float32).tiny)

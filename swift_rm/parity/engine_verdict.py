@@ -1,20 +1,80 @@
-"""Why an engine is said to equal transformers, or not to, in a sentence."""
+"""The result of comparing an engine with transformers, layer by layer and by reward, and the sentence that explains it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from swift_rm.parity.recorded_run import EngineRun
 
-if TYPE_CHECKING:
-    from swift_rm.parity.engine_check import LayerRow, RewardRow
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """How the states of a layer, counted from 0, or the ``"logits"`` compare.
+
+    ``max_difference`` is the largest of one number, of engine and transformers in the same dtype. All else is a fraction of
+    the layer's size, the root mean square of its states: ``relative`` is that difference, ``error`` the root mean square of the
+    engine's distance from transformers in float32, ``transformers_error`` that of transformers in the engine's dtype (None in
+    float32). ``resembles`` names the states that a layer that differs has instead of its own, if they were found.
+    """
+
+    layer: int | str
+    max_difference: float
+    relative: float
+    error: float
+    transformers_error: float | None
+    equal: bool
+    resembles: str | None = None
 
 
-def why(run: EngineRun, layers: Sequence[LayerRow], rewards: RewardRow) -> str:
-    """Return the sentence for a run, whose ``layers`` and ``rewards`` compare like this."""
+@dataclass(frozen=True)
+class RewardComparison:
+    """How rewards compare: the largest difference in the same dtype, and the errors against float32, root mean squares."""
+
+    max_difference: float
+    error: float
+    transformers_error: float | None
+    equal: bool
+
+
+@dataclass(frozen=True)
+class EngineCheck:
+    """How an engine compares with transformers, by layer and by reward; the sentence ``why`` explains the ``verdict``."""
+
+    engine: str
+    engine_version: str
+    model: str
+    reward_model: str
+    dtype: str
+    responses: int
+    tokens: int
+    layers: tuple[LayerComparison, ...]
+    rewards: RewardComparison
+    why: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether every layer and the rewards are."""
+        return self.rewards.equal and all(row.equal for row in self.layers)
+
+    @property
+    def verdict(self) -> str:
+        """``"equal"`` or ``"different"``."""
+        return "equal" if self.equal else "different"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        data = asdict(self)
+        rewards, why = data.pop("rewards"), data.pop("why")
+        worst = {"worst_reward_difference": rewards["max_difference"], "rewards": rewards}
+        return {**data, **worst, "verdict": self.verdict, "why": why}
+
+
+def explain_verdict(run: EngineRun, layers: Sequence[LayerComparison], rewards: RewardComparison) -> str:
+    """Return the sentence that says why an engine equals transformers, or where its run differs most."""
     wrong = [row for row in layers if not row.equal]
     if wrong:
         return _what_differs(run, layers, wrong)
@@ -30,7 +90,7 @@ def why(run: EngineRun, layers: Sequence[LayerRow], rewards: RewardRow) -> str:
     )
 
 
-def _what_differs(run: EngineRun, layers: Sequence[LayerRow], wrong: Sequence[LayerRow]) -> str:
+def _what_differs(run: EngineRun, layers: Sequence[LayerComparison], wrong: Sequence[LayerComparison]) -> str:
     worst = _worst(wrong)
     size = f"{worst.relative if worst.transformers_error is None else worst.error:.2g} of its size"
     if worst.layer == "logits":
@@ -49,5 +109,5 @@ def _what_differs(run: EngineRun, layers: Sequence[LayerRow], wrong: Sequence[La
     return "; ".join(said)
 
 
-def _worst(rows: Sequence[LayerRow]) -> LayerRow:
+def _worst(rows: Sequence[LayerComparison]) -> LayerComparison:
     return max(rows, key=lambda row: row.relative if row.transformers_error is None else row.error)

@@ -1,4 +1,4 @@
-"""What is compared when an engine is checked: what the engine computed for its responses, and what transformers says of them."""
+"""What an engine computed for its responses, recorded, and what transformers computes for the same token ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedResponse:
     """A response of an engine with its reward, and ``states [R, D]`` in float32: row k produced response token k.
 
     D is the reward model's width. A row that the engine did not compute is NaN.
@@ -44,7 +44,7 @@ class EngineRun:
     version: str
     dtype: str
     device: str
-    responses: Sequence[Recorded]
+    responses: Sequence[RecordedResponse]
 
     @property
     def tokens(self) -> int:
@@ -67,7 +67,7 @@ class TeacherForced:
 
 
 def teacher_force(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, rm: SwiftRewardModel, responses: Sequence[Recorded]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, rm: SwiftRewardModel, responses: Sequence[RecordedResponse]
 ) -> TeacherForced:
     """Read responses with transformers, each by itself, so that nothing is padded; raise ValueError for ids it does not have."""
     config = rm.config

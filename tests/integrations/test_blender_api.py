@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.integrations import model_cache as by_name
+from swift_rm.integrations import model_cache
 from swift_rm.integrations.blender_api import best_of_n_generate, forget, rank
 from swift_rm.models.load import ASSETS, TINY, TINY_2, TINY_REWARD, load_language_model
 
@@ -32,11 +32,11 @@ def loads(monkeypatch):
 
     def counting(name, **how):
         seen.append((name, how))
-        assert not by_name._language, "two language models are in memory at once"
+        assert not model_cache._language, "two language models are in memory at once"
         return load_language_model(name, **how)
 
     forget()
-    monkeypatch.setattr(by_name, "load_language_model", counting)
+    monkeypatch.setattr(model_cache, "load_language_model", counting)
     yield seen
     forget()
 
@@ -79,36 +79,36 @@ def test_models_are_loaded_once_and_let_go(loads):
     for _ in range(2):
         rank(TINY, MESSAGES, CANDIDATES, reward_model=TINY_REWARD)
     assert best_of_n_generate(TINY, MESSAGES, reward_model=TINY_REWARD, n=1, **SETTINGS)
-    first = by_name.models(TINY, TINY_REWARD)
-    assert all(one is other for one, other in zip(first, by_name.models(TINY, TINY_REWARD), strict=True))
+    first = model_cache.cached_models(TINY, TINY_REWARD)
+    assert all(one is other for one, other in zip(first, model_cache.cached_models(TINY, TINY_REWARD), strict=True))
     assert len(loads) == 1
-    assert by_name.models(TINY, TINY_REWARD, dtype="bfloat16")[0].dtype == torch.bfloat16
-    assert by_name.models(TINY_2, TINY_REWARD)[0].config.num_hidden_layers == 6
+    assert model_cache.cached_models(TINY, TINY_REWARD, dtype="bfloat16")[0].dtype == torch.bfloat16
+    assert model_cache.cached_models(TINY_2, TINY_REWARD)[0].config.num_hidden_layers == 6
     assert [name for name, _ in loads] == [TINY, TINY, TINY_2]
     forget()
-    assert by_name.models(TINY_2, TINY_REWARD)[2] is not first[2]
+    assert model_cache.cached_models(TINY_2, TINY_REWARD)[2] is not first[2]
     assert len(loads) == 4
 
 
 def test_a_folder_that_changed_is_loaded_again(loads, tmp_path):
     folder = tmp_path / "rm"
     shutil.copytree(ASSETS / TINY_REWARD, folder)
-    before = by_name.models(TINY, str(folder))[2]
+    before = model_cache.cached_models(TINY, str(folder))[2]
     changed = SwiftRewardModel.from_pretrained(folder)
     changed.head.bias.data += 1
     changed.save_pretrained(folder)
     os.utime(folder / "model.safetensors", ns=(2**60, 2**60))  # a clock may be too coarse to tell
-    after = by_name.models(TINY, str(folder))[2]
+    after = model_cache.cached_models(TINY, str(folder))[2]
     assert torch.equal(after.head.bias, before.head.bias + 1)
 
 
 def test_a_model_that_is_given_is_used_and_not_kept(loads, loaded, rm):
-    model, tokenizer, same = by_name.models(loaded[0], rm, tokenizer=loaded[1])
+    model, tokenizer, same = model_cache.cached_models(loaded[0], rm, tokenizer=loaded[1])
     assert (model, tokenizer, same) == (*loaded, rm)
-    assert not by_name._language
-    own = by_name.models(loaded[0], rm)[1]
+    assert not model_cache._language
+    own = model_cache.cached_models(loaded[0], rm)[1]
     assert own.get_vocab() == tokenizer.get_vocab()
-    assert by_name.models(loaded[0], rm)[1] is own
+    assert model_cache.cached_models(loaded[0], rm)[1] is own
     assert loads == []
 
 

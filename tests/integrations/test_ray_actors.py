@@ -156,7 +156,7 @@ def test_a_cluster_that_is_not_there_is_refused_within_seconds():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
-            ray_cluster.reach("auto", address)  # the first has no port to knock at
+            ray_cluster.check_reachable("auto", address)  # the first has no port to knock at
 
 
 @pytest.mark.parametrize("address", ["", "nonsense", "host:", ":6379", "host:port", "ray://x"])
@@ -258,17 +258,17 @@ def test_rows_are_watched_over(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
         threading.Timer(0.3, lambda: rows.put({"slow": 1})).start()
-        seen = ray_cluster.watched(each(), [address])
+        seen = ray_cluster.rows_while_reachable(each(), [address])
         assert next(seen) == {"slow": 1}  # the head was there all the while
         rows.put({"b": 2})
         rows.put(None)
         assert list(seen) == [{"b": 2}] and closed == [True]
         rows.put(KeyError("inside"))
         with pytest.raises(KeyError, match="inside"):
-            list(ray_cluster.watched(each(), [address]))
+            list(ray_cluster.rows_while_reachable(each(), [address]))
     started = time.monotonic()
     with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
-        next(ray_cluster.watched(each(), [address]))
+        next(ray_cluster.rows_while_reachable(each(), [address]))
     assert time.monotonic() - started < 5
     rows.put(None)
 

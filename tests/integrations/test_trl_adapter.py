@@ -7,8 +7,7 @@ import torch
 from swift_rm import SwiftConfig, SwiftRewardModel, score
 from swift_rm.hipo.rollouts.rollout import SwiftRollouts
 from swift_rm.integrations.trl import SwiftReward, rollout_reward
-from swift_rm.integrations.trl_module import SwiftRewardModule
-from swift_rm.integrations.whole_text import WholeText
+from swift_rm.integrations.trl_module import PromptResponseSplitter, SwiftRewardModule
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -230,7 +229,7 @@ def test_plain_prompts_get_the_beginning_of_text_that_generation_gave_them(token
     bos = ("<bos>", begins.bos_token_id)
     begins.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[bos])
     assert begins("1+1=")["input_ids"][0] == begins.bos_token_id
-    split = WholeText(begins, [], "=").split
+    split = PromptResponseSplitter(begins, [], "=").split
     assert split("1+1=2")[0] == split("<bos>1+1=2")[0] == begins("1+1=")["input_ids"]
 
 
@@ -265,7 +264,7 @@ CLOSED = (
 def test_templates_that_close_an_empty_thought(tokenizer, monkeypatch, thinking, said, prompt, response):
     monkeypatch.setattr(tokenizer, "chat_template", CLOSED)
     chat = [{"role": "user", "content": "9-4"}, {"role": "assistant", "content": said}]
-    found = WholeText(tokenizer, [], None, {"enable_thinking": thinking}).split(
+    found = PromptResponseSplitter(tokenizer, [], None, {"enable_thinking": thinking}).split(
         tokenizer.apply_chat_template(chat, tokenize=False)
     )
     assert [tokenizer.decode(ids) for ids in found] == [prompt, response]
@@ -283,7 +282,7 @@ def test_templates_that_close_an_empty_thought(tokenizer, monkeypatch, thinking,
 def test_templates_that_do_not_show_where_a_response_begins_are_refused(tokenizer, monkeypatch, template):
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(ValueError, match="does not show where a response begins: give start"):
-        WholeText(tokenizer, [])
+        PromptResponseSplitter(tokenizer, [])
 
 
 def test_another_base_model_is_refused(loaded):

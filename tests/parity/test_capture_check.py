@@ -7,7 +7,7 @@ import torch
 
 import swift_rm.parity.capture_check as model_check
 from swift_rm.capture.tap import HiddenStateTap
-from swift_rm.parity.capture_check import CheckRow, check_model
+from swift_rm.parity.capture_check import CaptureCheck, check_model
 from tests.tiny_models import LAYERS, VOCAB, tiny_model
 
 NAMES = [
@@ -90,7 +90,7 @@ def test_a_wrong_layer_is_found_and_measured(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(model_check, "HiddenStateTap", Crooked)
     rows = check_model(tiny_model("llama"))
-    assert rows[0] == CheckRow("forward, one row", False, "layers 1 differ: at most 0.5 apart (layer 1)")
+    assert rows[0] == CaptureCheck("forward, one row", False, "layers 1 differ: at most 0.5 apart (layer 1)")
     assert rows[2].passed  # asked for from the end, layer 1 is -3
     assert not rows[3].passed
 

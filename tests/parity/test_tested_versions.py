@@ -14,7 +14,7 @@ from swift_rm import HiddenStateTap, StreamingReward
 from swift_rm._version import __version__
 from swift_rm.files import tested_versions
 from swift_rm.files.tested_versions import TRANSFORMERS, TestedRange, UntestedVersion, check_untested
-from swift_rm.parity import self_test
+from swift_rm.parity import transformers_self_test
 from tests.decoding.planted_generate import FAULTS, Planted
 from tests.reward_models import make_rm
 from tests.tiny_models import tiny_model
@@ -109,7 +109,7 @@ def test_the_check_passes_with_the_installed_transformers_and_leaves_everything_
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.inference_mode(), torch.autocast("cpu"):
-            self_test.check_generation()
+            transformers_self_test.check_generation()
         assert torch.get_default_dtype() == torch.bfloat16
     finally:
         torch.set_default_dtype(torch.float32)
@@ -117,8 +117,8 @@ def test_the_check_passes_with_the_installed_transformers_and_leaves_everything_
 
 
 def test_an_unknown_transformers_is_checked_when_states_are_first_read_and_once(newer, monkeypatch):
-    calls, check = [], self_test.check_generation
-    monkeypatch.setattr(self_test, "check_generation", lambda: (calls.append(1), check()))
+    calls, check = [], transformers_self_test.check_generation
+    monkeypatch.setattr(transformers_self_test, "check_generation", lambda: (calls.append(1), check()))
     model = tiny_model("llama")
     for _ in range(2):
         with HiddenStateTap(model) as tap:
@@ -142,7 +142,7 @@ def test_threads_wait_for_the_verdict(newer, monkeypatch):
         except UntestedVersion:
             seen.append("refused")
 
-    monkeypatch.setattr(self_test, "check_generation", slow)
+    monkeypatch.setattr(transformers_self_test, "check_generation", slow)
     threads = [threading.Thread(target=use) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -155,14 +155,14 @@ def test_threads_wait_for_the_verdict(newer, monkeypatch):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_unknown_transformers_whose_generate_has_a_fault_is_refused(newer, monkeypatch, fault):
-    build = self_test._model
+    build = transformers_self_test._model
 
     def faulty():
         model, other = build(), build()
         model.generate = Repeating(Planted(model, fault, other=other))
         return model
 
-    monkeypatch.setattr(self_test, "_model", faulty)
+    monkeypatch.setattr(transformers_self_test, "_model", faulty)
     model = tiny_model("llama")
     with pytest.raises(
         UntestedVersion, match=r"transformers 99.1.0 was never tested .* first use failed: (OutOfStep|RuntimeError)"
@@ -187,24 +187,24 @@ def test_other_states_than_the_models_own_and_other_tokens_than_greedy_ones_are_
         patch.setattr(HiddenStateTap, "_take", lambda self, step: self._steps.append({k: v + 1 for k, v in step.items()}) or
                       setattr(self, "_last", step))  # fmt: skip
         with pytest.raises(RuntimeError, match="the hooks see other hidden states"):
-            self_test.check_generation()
+            transformers_self_test.check_generation()
     with monkeypatch.context() as patch:
         patch.setattr("swift_rm.decoding.loop.next_inputs", lambda model, ids, cache, kwargs: {"input_ids": ids})
         with pytest.raises(RuntimeError, match=r"the decoding loop says other tokens|lost step"):
-            self_test.check_generation()
+            transformers_self_test.check_generation()
     with monkeypatch.context() as patch:
         patch.setattr(StreamingReward, "rewards", property(lambda self: self.partial_rewards + 0.01))
         with pytest.raises(RuntimeError, match="a streaming reward is"):
-            self_test.check_generation()
+            transformers_self_test.check_generation()
 
 
 def test_the_command_line_refuses_in_one_sentence(tmp_path):
     program = (
-        "import sys\nfrom swift_rm.files import tested_versions\nfrom swift_rm.parity import self_test\n"
+        "import sys\nfrom swift_rm.files import tested_versions\nfrom swift_rm.parity import transformers_self_test\n"
         "real = tested_versions.installed\n"
         "tested_versions.installed = lambda name: '99.1.0' if name == 'transformers' else real(name)\n"
         "def check(): raise ValueError('no cache came out')\n"
-        "self_test.check_generation = check\n"
+        "transformers_self_test.check_generation = check\n"
         "from swift_rm.cli.main import main\n"
         "sys.exit(main(['best-of-n', '--model', 'tiny-reasoner', '--reward-model', 'tiny-reasoner-reward', '12+34']))\n"
     )

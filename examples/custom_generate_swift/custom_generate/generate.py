@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swift_rm import BestOfNDecoding, SwiftRewardModel
-from swift_rm.integrations.model_cache import reward_model_named
+from swift_rm.integrations.model_cache import cached_reward_model
 
 
 def generate(
@@ -26,7 +26,7 @@ def generate(
     """
     if reward_model is None:
         raise ValueError("say which reward model is to choose: generate(..., reward_model='folder or Hub id', n=16)")
-    rm = reward_model_named(reward_model).to(model.device) if isinstance(reward_model, str) else reward_model
+    rm = cached_reward_model(reward_model).to(model.device) if isinstance(reward_model, str) else reward_model
     if kwargs.get("generation_config") is None:
         kwargs.setdefault("do_sample", True)
     decoding = BestOfNDecoding(rm, n, select=select, prune=prune, tokenizer=tokenizer)

@@ -1,4 +1,4 @@
-"""Rewards inside vLLM: the worker scores its own samples, and two numbers a token and head leave it.
+"""Rewards inside vLLM: the worker scores its own samples, and only gate and reward of each token, by head, leave it.
 
 `VLLMBestOfN` is for programs; `RewardWorker` and `RewardMiddleware` are for vLLM's server:
 ``--worker-cls swift_rm.integrations.vllm.RewardWorker --middleware swift_rm.integrations.vllm.RewardMiddleware
@@ -14,9 +14,9 @@ from swift_rm.integrations.vllm.versions.version import check_version
 
 _ROOMS = {
     "VLLMBestOfN": "offline.best_of_n",
-    "RewardWorker": "worker.worker",  # imported where it runs: it picks the worker of the platform it finds
+    "RewardWorker": "worker.reward_worker",  # imported where it runs: it picks the worker of the platform it finds
     "RewardMiddleware": "server.middleware",
-    "LogitsReward": "worker.logits",
+    "LogitsReward": "worker.logits_processor",
 }
 __all__ = ["LogitsReward", "RewardMiddleware", "RewardWorker", "VLLMBestOfN"]
 

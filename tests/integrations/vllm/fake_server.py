@@ -16,8 +16,8 @@ import torch
 from swift_rm.capture.running_mean import RunningMean
 from swift_rm.capture.tap import HiddenStateTap
 from swift_rm.integrations.vllm.server.middleware import RewardMiddleware
-from swift_rm.integrations.vllm.worker.settings import WORKER
-from swift_rm.integrations.vllm.worker.step_rows import sample_names
+from swift_rm.integrations.vllm.worker.request_names import sample_names
+from swift_rm.integrations.vllm.worker.settings import WORKER_CLASS
 from swift_rm.tokens.encoding import encode_prompt
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -40,7 +40,7 @@ class FakeEngine:
             get_vocab_size=lambda: model.config.vocab_size, logits_processors=None,
         )  # fmt: skip
         self.vllm_config = SimpleNamespace(
-            parallel_config=SimpleNamespace(worker_cls=WORKER), model_config=served,
+            parallel_config=SimpleNamespace(worker_cls=WORKER_CLASS), model_config=served,
             additional_config={"swift_rm": {"reward_model": str(folder)}},
         )  # fmt: skip
         self.renderer = SimpleNamespace(tokenizer=tokenizer)

@@ -96,7 +96,7 @@ def state(name, position):
 @contextmanager
 def fake_vllm():
     """Let vLLM be these modules while the rooms that import it are imported; yield the room of the worker."""
-    rooms = [f"{HERE}.worker", f"{HERE}.logits"]
+    rooms = [f"{HERE}.worker.reward_worker", f"{HERE}.worker.logits_processor"]
     made = {
         "vllm": {}, "vllm.envs": {"VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": True}, "vllm.v1": {}, "vllm.v1.worker": {},
         "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: True)},

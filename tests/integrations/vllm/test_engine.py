@@ -12,7 +12,7 @@ from swift_rm.models.load import load_language_model
 from swift_rm.reward.identity import describe_base
 from swift_rm.tasks.task_lookup import open_world
 from swift_rm.tokens.encoding import encode_prompt
-from tests.integrations.vllm.engines import SETTINGS, close, differences, opened
+from tests.integrations.vllm.real_engine import SETTINGS, close, differences, opened
 
 pytestmark = pytest.mark.vllm
 CLOSE = 1e-4

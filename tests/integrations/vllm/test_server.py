@@ -19,7 +19,7 @@ import pytest
 
 from swift_rm import SwiftConfig, SwiftRewardModel
 from swift_rm.models.load import resolve
-from tests.integrations.vllm.server import CONTEXT, NAME, REWARD, expected, post, questions, serve, worst_difference
+from tests.integrations.vllm.real_server import CONTEXT, NAME, REWARD, expected, post, questions, serve, worst_difference
 
 pytestmark = pytest.mark.vllm
 CLOSE, ODD = 1e-4, 5e-4  # the second for texts that the model has never seen the like of: there float32 itself is as far off

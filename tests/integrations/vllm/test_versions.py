@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from swift_rm.files.tested_versions import UntestedVersion, memory_file
+from swift_rm.files.tested_versions import TestedRange, UntestedVersion, memory_file
 from swift_rm.integrations.vllm.versions import source_check, version
 from swift_rm.integrations.vllm.versions.source_check import SourceDiffers, check_source, differences, digest, find, vllm_folder
 from swift_rm.integrations.vllm.versions.used_names import USED, Used
@@ -201,3 +203,18 @@ def test_the_source_is_found_without_an_import(monkeypatch, tmp_path):
 @pytest.mark.vllm
 def test_the_vllm_that_is_installed_has_all_that_is_used():
     assert differences(vllm_folder()) == []
+
+
+def test_the_adapter_without_vllm_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("swift_rm.integrations.vllm.versions.version.KNOWN", (TestedRange("no-such-vllm", "0.32.0", "0.33.0"),))
+    for name in ("VLLMBestOfN", "RewardWorker", "RewardMiddleware", "LogitsReward"):
+        with pytest.raises(ImportError, match=r'which is not installed: pip install "vllm>=0.32,<0.34"'):
+            exec(f"from swift_rm.integrations.vllm import {name}")
+    with pytest.raises(ImportError, match=r"cannot import name 'Nothing'"):
+        exec("from swift_rm.integrations.vllm import Nothing")
+
+
+def test_the_package_itself_imports_no_vllm():
+    code = "import sys, swift_rm.integrations.vllm; print('vllm' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "False"

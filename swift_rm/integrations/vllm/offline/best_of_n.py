@@ -10,9 +10,9 @@ from swift_rm.decoding.pruning import Prune, get_prune
 from swift_rm.decoding.rank_decoded import ExternalReward, decode_text, result_of
 from swift_rm.integrations.vllm.offline.early_stop import EarlyStop
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.offline.opening import check_llm, open_llm
-from swift_rm.integrations.vllm.offline.requests import SampleSettings, check_seed, new_tokens, read_last
-from swift_rm.integrations.vllm.worker.sample import rewards_of, score_width
+from swift_rm.integrations.vllm.offline.open_llm import check_llm, open_llm
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, check_seed, read_last, token_limit
+from swift_rm.integrations.vllm.worker.sample import sample_rewards, score_width
 from swift_rm.integrations.vllm.worker.settings import check_served_model, load_reward_models
 from swift_rm.records.rollouts import Prompt
 from swift_rm.reward.identity import fingerprint
@@ -28,7 +28,7 @@ class VLLMBestOfN:
     ``llm`` is a model's name or folder, for which an ``LLM`` is opened with the further keywords, or an ``LLM`` that was opened
     with ``worker_cls="swift_rm.integrations.vllm.RewardWorker"`` and ``additional_config={"swift_rm": {"reward_model": ...}}``.
     ``guide`` is a second reward model, by which early stopping goes. Chunked prefill, prefix caching, CUDA graphs and
-    tensor parallelism stay as vLLM has them; two numbers a token and head leave the worker. Not run: a GPU.
+    tensor parallelism stay as vLLM has them; only gate and reward of each token, by head, leave the worker. Not run: a GPU.
 
     Raises ValueError for another base model, for layers that the model cannot show, and for pipeline or data parallelism and
     speculative decoding; RuntimeError if vLLM's engine dies.
@@ -75,7 +75,7 @@ class VLLMBestOfN:
         encoded = encode_prompts(self.tokenizer, prompts, chat_template_kwargs, self._vocabulary)
         if seed is not None:
             check_seed(self._config, encoded, n)
-        ask = SampleSettings(new_tokens(encoded, max_new_tokens, self._room), seed, logprobs, sampling)
+        ask = SampleSettings(token_limit(encoded, max_new_tokens, self._room), seed, logprobs, sampling)
         if rule is None:
             groups = self._loop.sample(encoded, n, [ask.together(n, i) for i in range(len(encoded))], progress)
         else:
@@ -84,10 +84,10 @@ class VLLMBestOfN:
         samples = [sample for group in groups for sample in group]
         if self.rm.config.position == "token":
             read_last(self._loop, encoded, samples)
-        rewards = rewards_of(self.rm, self.tokenizer, samples)
+        rewards = sample_rewards(self.rm, self.tokenizer, samples)
         partial = rewards
         if self.guide is not None:
-            partial = rewards_of(self.guide, self.tokenizer, samples, column=score_width(self.rm))
+            partial = sample_rewards(self.guide, self.tokenizer, samples, column=score_width(self.rm))
         decoded = [
             sample.decoded(reward, flag, by)
             for sample, (reward, flag), (by, _) in zip(samples, rewards, partial, strict=True)

@@ -1,4 +1,4 @@
-"""Early stopping in vLLM: samples whose reward so far is hopeless are aborted while the others go on."""
+"""Stop samples early in vLLM: those whose reward so far is hopeless are aborted while the others go on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from swift_rm.decoding.pruning import Prune
-from swift_rm.integrations.vllm.offline.engine_loop import READ_AT_ONCE, EngineLoop, take
-from swift_rm.integrations.vllm.worker.sample import Sample, first_place, rewards_of, score_width
-from swift_rm.integrations.vllm.worker.step_rows import own_name
+from swift_rm.integrations.vllm.offline.engine_loop import READ_AT_ONCE, EngineLoop, add_output
+from swift_rm.integrations.vllm.worker.request_names import new_request_name
+from swift_rm.integrations.vllm.worker.sample import Sample, first_scored_place, sample_rewards, score_width
 from swift_rm.reward.reward_model import SwiftRewardModel
 
 
 @dataclass
-class _Question:
+class _QuestionSamples:
     samples: list[Sample] = field(default_factory=list)
     checked: int = 0  # the length up to which the rule was asked
 
@@ -43,11 +43,11 @@ class EarlyStop:
         self, prompts: Sequence[Sequence[int]], params: Sequence[Sequence[Any]], progress: bool = False
     ) -> list[list[Sample]]:
         """Draw a sample of ``prompts[i]`` for each of ``params[i]``; return them with their scores, prompt by prompt."""
-        questions = [_Question() for _ in prompts]
+        questions = [_QuestionSamples() for _ in prompts]
         samples: dict[str, Sample] = {}
         for number, settings in enumerate(params):
             for _ in settings:
-                sample = Sample(own_name(), number)
+                sample = Sample(new_request_name(), number)
                 samples[sample.name] = sample
                 questions[number].samples.append(sample)
         engine, done = self._loop.engine, set[str]()
@@ -61,7 +61,7 @@ class EarlyStop:
                 for output in engine.step():
                     told = samples.get(output.request_id)
                     if told is not None and told.finish_reason is None:
-                        take(told, output.outputs[0])
+                        add_output(told, output.outputs[0])
                         grown.append(told)
                 dropped = self._hopeless([questions[number] for number in sorted({sample.prompt for sample in grown})])
                 if dropped:
@@ -75,7 +75,7 @@ class EarlyStop:
             self._loop.read(ended)
         return [question.samples for question in questions]
 
-    def _hopeless(self, questions: Sequence[_Question]) -> list[Sample]:
+    def _hopeless(self, questions: Sequence[_QuestionSamples]) -> list[Sample]:
         """Ask the rule about each question whose samples have all reached the next length it checks."""
         due = [(question, length) for question in questions for length in self._due(question)]
         if not due:
@@ -99,9 +99,9 @@ class EarlyStop:
 
     def _length(self, sample: Sample) -> int:
         """Return how many tokens have a score by now, of those that vLLM has told of."""
-        return len(sample.token_ids) - first_place(self._by)
+        return len(sample.token_ids) - first_scored_place(self._by)
 
-    def _due(self, question: _Question) -> list[int]:
+    def _due(self, question: _QuestionSamples) -> list[int]:
         """Return the lengths, in scored tokens, to ask the rule about now."""
         going_on = [self._length(sample) for sample in question.samples if sample.finish_reason is None]
         reached = min(going_on) if going_on else max(self._length(sample) for sample in question.samples)
@@ -110,4 +110,4 @@ class EarlyStop:
         return lengths
 
     def _rewards(self, samples: Sequence[Sample], upto: int | None) -> list[tuple[float, Any]]:
-        return rewards_of(self._by, self._tokenizer, samples, upto=upto, column=self._column)
+        return sample_rewards(self._by, self._tokenizer, samples, upto=upto, column=self._column)

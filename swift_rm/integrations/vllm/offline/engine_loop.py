@@ -1,4 +1,4 @@
-"""vLLM's offline engine, run step by step, with the scores of its samples at hand."""
+"""Run vLLM's offline engine step by step, and fetch its samples' scores from the worker."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from swift_rm.integrations.vllm.versions.version import described
-from swift_rm.integrations.vllm.worker.sample import FINISH, Sample
-from swift_rm.integrations.vllm.worker.step_rows import own_name, sample_names
+from swift_rm.integrations.vllm.versions.version import vllm_name
+from swift_rm.integrations.vllm.worker.request_names import new_request_name, sample_names
+from swift_rm.integrations.vllm.worker.sample import FINISH_REASONS, Sample
 
 READ_AT_ONCE = 256  # samples
 
@@ -25,7 +25,7 @@ class EngineLoop:
         self, prompts: Sequence[Sequence[int]], n: int, params: Sequence[Any], progress: bool = False
     ) -> list[list[Sample]]:
         """Draw n samples of each prompt by one request each, with its own ``params``; they come with their scores."""
-        asked = {own_name(): number for number in range(len(prompts))}
+        asked = {new_request_name(): number for number in range(len(prompts))}
         groups = [[Sample(name, number) for name in sample_names(request, n)] for request, number in asked.items()]
         ended: list[Sample] = []
         with self.running(list(asked), n), tqdm(total=len(asked), desc="vLLM", unit="prompt", disable=not progress) as bar:
@@ -36,9 +36,9 @@ class EngineLoop:
                     if output.finished and output.request_id in asked:
                         group = groups[asked[output.request_id]]
                         if sorted(one.index for one in output.outputs) != list(range(n)):
-                            raise RuntimeError(f"{described()} returned {len(output.outputs)} samples of a request for {n}")
+                            raise RuntimeError(f"{vllm_name()} returned {len(output.outputs)} samples of a request for {n}")
                         for one in output.outputs:
-                            take(group[one.index], one)
+                            add_output(group[one.index], one)
                         ended += group
                         bar.update()
                 if len(ended) >= READ_AT_ONCE:
@@ -95,10 +95,10 @@ class EngineLoop:
             raise
 
 
-def take(sample: Sample, output: Any) -> None:
+def add_output(sample: Sample, output: Any) -> None:
     """Add what one output of vLLM brings to a sample: all its tokens, or those that are new."""
     sample.token_ids.extend(output.token_ids)
     if output.cumulative_logprob is not None:
         sample.logprob = output.cumulative_logprob
     if output.finish_reason is not None:
-        sample.finish_reason = FINISH.get(output.finish_reason, "cancelled")
+        sample.finish_reason = FINISH_REASONS.get(output.finish_reason, "cancelled")

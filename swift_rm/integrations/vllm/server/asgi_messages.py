@@ -1,4 +1,4 @@
-"""One request on its way to vLLM's application, and the reply on its way back: ASGI's messages."""
+"""Pass one request's ASGI messages on to vLLM's application, and those of its reply back, with rewards added."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from swift_rm.integrations.vllm.server.engine_calls import NoScores
-from swift_rm.integrations.vllm.server.last_tokens import Prompts
+from swift_rm.integrations.vllm.server.engine_calls import NoScores, Prompts
 from swift_rm.integrations.vllm.server.reply import Reply
-from swift_rm.integrations.vllm.server.request_body import Refused, read_request, refuse_ours
-from swift_rm.integrations.vllm.server.reward_request import RewardRequest
-from swift_rm.integrations.vllm.server.served_rewards import Fields, ServedRewards, logger, nothing
+from swift_rm.integrations.vllm.server.reward_request import RefusedRequest, RewardRequest, read_request, refuse_reward_fields
+from swift_rm.integrations.vllm.server.served_rewards import Fields, ServedRewards, logger, no_reward
 from swift_rm.integrations.vllm.worker.sample import Sample
 
 Message = MutableMapping[str, Any]
@@ -39,9 +37,9 @@ class Exchange:
             others = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-request-id"]
             self.scope = {**scope, "headers": [*others, (b"x-request-id", self._own.encode("latin-1"))]}
         self._read = False
-        self._request: RewardRequest | Refused | None = None
+        self._request: RewardRequest | RefusedRequest | None = None
         self._reply = Reply(send, self._own, self._told)
-        self.left: Sequence[str] = ()  # names of samples whose scores nobody has asked for
+        self.unclaimed: Sequence[str] = ()  # names of samples whose scores nobody has asked for
 
     async def receive(self) -> Message:
         """Return the next message to vLLM: first the whole body, changed, and then what the server says."""
@@ -63,11 +61,11 @@ class Exchange:
             if not isinstance(body, dict):
                 return raw
             if isinstance(self._rewards, str):
-                refuse_ours(body, self._rewards)
+                refuse_reward_fields(body, self._rewards)
                 return raw
             request = read_request(body, self._chat, self._own, self._told)
             changed = json.dumps(request.body).encode()
-        except Refused as refused:
+        except RefusedRequest as refused:
             self._request = refused
             return b""  # vLLM makes an error of it, whose words are replaced
         except (ValueError, RecursionError):
@@ -79,20 +77,20 @@ class Exchange:
         """Take the next message of vLLM's reply."""
         if message["type"] == "http.response.start":
             if isinstance(self._request, RewardRequest) and message["status"] == 200:
-                self.left = self._request.names()
-            await self._reply.begin(message, self._request, self._of)
+                self.unclaimed = self._request.names()
+            await self._reply.begin(message, self._request, self._fields_of)
         else:
             await self._reply.go_on(message)
 
-    async def _of(self, samples: Sequence[Sample], prompts: Prompts) -> list[Fields]:
+    async def _fields_of(self, samples: Sequence[Sample], prompts: Prompts) -> list[Fields]:
         request, rewards = self._request, self._rewards
         assert isinstance(request, RewardRequest) and isinstance(rewards, ServedRewards)
         if request.body.get("model") in self._adapters:  # another model than the one that the reward model knows
-            return [nothing() for _ in samples]
-        self.left = ()
+            return [no_reward() for _ in samples]
+        self.unclaimed = ()
         try:
             known = prompts if request.text_only else [None] * len(prompts)
-            return await rewards.of(samples, known, request.body.get("cache_salt"))
+            return await rewards.fields_of(samples, known, request.body.get("cache_salt"))
         except NoScores as error:
             logger.warning("the answer to %s goes without rewards: %s", request.name, error)
-            return [nothing() for _ in samples]
+            return [no_reward() for _ in samples]

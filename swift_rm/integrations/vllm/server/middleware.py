@@ -39,8 +39,8 @@ class RewardMiddleware:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         finally:
-            if exchange.left and isinstance(rewards, ServedRewards):  # the client has left
-                task = asyncio.create_task(_forget(rewards, exchange.left))
+            if exchange.unclaimed and isinstance(rewards, ServedRewards):  # the client has left
+                task = asyncio.create_task(_forget(rewards, exchange.unclaimed))
                 self._forgetting.add(task)
                 task.add_done_callback(self._forgetting.discard)
 

@@ -1,14 +1,13 @@
-"""The messages of a reply of vLLM's application: passed on as they are, changed as they come, or when all are there."""
+"""Send a reply of vLLM's application on: as it is, with rewards added as it streams, or changed once it is whole."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from swift_rm.integrations.vllm.server.chosen_rewards import Rewards, with_rewards
-from swift_rm.integrations.vllm.server.request_body import Refused
-from swift_rm.integrations.vllm.server.reward_request import RewardRequest
-from swift_rm.integrations.vllm.server.stream_rewards import StreamRewards
+from swift_rm.integrations.vllm.server.reward_request import RefusedRequest, RewardRequest
+from swift_rm.integrations.vllm.server.streamed_reply import StreamedReply
+from swift_rm.integrations.vllm.server.whole_reply import FetchRewards, with_rewards
 
 Message = MutableMapping[str, Any]
 
@@ -24,21 +23,21 @@ class Reply:
         self._head: Message | None = None  # while the body is not all there
         self._body = bytearray()
         self._whole: Callable[[bytes], Awaitable[bytes]] | None = None
-        self._stream: StreamRewards | None = None
+        self._stream: StreamedReply | None = None
 
-    async def begin(self, head: Message, request: RewardRequest | Refused | None, rewards: Rewards) -> None:
+    async def begin(self, head: Message, request: RewardRequest | RefusedRequest | None, rewards: FetchRewards) -> None:
         """Take the head of the reply to ``request``, if it was understood; ``rewards`` gives those of samples."""
         own, told = self._ids
         headers = [(name, told if value == own else value) for name, value in head.get("headers", [])]
         head = {**head, "headers": headers}
         kind = next((value for name, value in headers if name.lower() == b"content-type"), b"").partition(b";")[0]
-        if isinstance(request, Refused):
+        if isinstance(request, RefusedRequest):
             refused, head = request.body(), {**head, "status": 400, "headers": _json_type(headers)}
             self._whole = lambda _: _at_once(refused)
         elif request is not None and head["status"] == 200 and kind == b"application/json":
             self._whole = lambda body: with_rewards(body, request, rewards)
         elif request is not None and head["status"] == 200 and kind == b"text/event-stream":
-            self._stream = StreamRewards(request, rewards)
+            self._stream = StreamedReply(request, rewards)
         if self._whole is None:
             await self._send(head)
         else:

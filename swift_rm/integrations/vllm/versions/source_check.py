@@ -1,4 +1,4 @@
-"""Does a vLLM that was never tested have what the adapters use? Its source is read, not imported.
+"""Check that a vLLM that was never tested has what the adapters use: its source is read, not imported.
 
 What is used stands in the table of :mod:`swift_rm.integrations.vllm.versions.used_names`. A name must be there; a function
 must take the arguments that it is given; and where rewards depend on the order of a method's steps, its source must be one

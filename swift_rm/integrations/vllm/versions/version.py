@@ -1,4 +1,4 @@
-"""Which versions of vLLM these adapters were run with or written for, and how they meet a newer one."""
+"""The versions of vLLM that these adapters were tested with, and the check of an installed one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def installed_version() -> str | None:
     return None if found is None else found[1]
 
 
-def described() -> str:
+def vllm_name() -> str:
     """Return vLLM's name and version, for messages."""
     return f"vLLM {installed_version() or 'of unknown version'}"
 

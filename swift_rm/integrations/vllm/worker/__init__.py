@@ -1,1 +1,1 @@
-"""Inside vLLM's worker process: which rows belong to which token, and what the head says of them."""
+"""Inside vLLM's worker process: the rows of each step are matched with tokens, and the heads score them."""

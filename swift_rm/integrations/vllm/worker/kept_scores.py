@@ -1,4 +1,4 @@
-"""What the head said of each state of each request, kept in the worker until it is asked for."""
+"""The heads' numbers for each state of each request, kept in the worker until they are asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.integrations.vllm.versions.version import vllm_name
 
 STEPS_WAITING = 64  # steps whose scores stay where they were computed, so that no step waits for a copy
 MOST_FINISHED = 4_096  # requests that ended and that nobody asked for: the oldest are forgotten beyond that
@@ -114,4 +114,4 @@ def _gap(came: np.ndarray) -> str | None:
     missing = np.flatnonzero(np.isnan(came))
     if not len(missing):
         return None
-    return f"{described()} computed no state at {len(missing)} of a sample's {len(came)} places, the first of them {missing[0]}"
+    return f"{vllm_name()} computed no state at {len(missing)} of a sample's {len(came)} places, the first of them {missing[0]}"

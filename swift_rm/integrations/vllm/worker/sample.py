@@ -1,4 +1,4 @@
-"""One sample that vLLM drew, with what the worker's heads said of its states, and the reward that makes."""
+"""A sample that vLLM drew, with the heads' numbers for its states, and the reward that is computed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from swift_rm.decoding.decoded_candidate import DecodedCandidate
-from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.integrations.vllm.versions.version import vllm_name
 from swift_rm.selection.candidates import FinishReason
 from swift_rm.tokens.region import Flag, find_region
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from swift_rm.reward.reward_model import SwiftRewardModel
 
-FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 @dataclass(eq=False)
@@ -51,12 +51,12 @@ class Sample:
             self.fault = told
         elif places < tokens or (self.finish_reason == "length" and places > tokens + 1):
             self.scores = None
-            self.fault = f"{described()}: its worker has scores of {places} of a sample's {tokens} tokens"
+            self.fault = f"{vllm_name()}: its worker has scores of {places} of a sample's {tokens} tokens"
 
     def scored(self, rm: SwiftRewardModel) -> int:
         """Return how many of its tokens have a score."""
         places = 0 if self.scores is None else len(self.scores)
-        return min(len(self.token_ids), places - first_place(rm))
+        return min(len(self.token_ids), places - first_scored_place(rm))
 
     def decoded(self, reward: float, flag: Flag | None, partial: float) -> DecodedCandidate:
         """Return it as the package's own engine gives its candidates."""
@@ -67,7 +67,7 @@ class Sample:
         return DecodedCandidate(self.prompt, self.token_ids, reward, mean, reason, flag, partial)
 
 
-def first_place(rm: SwiftRewardModel) -> int:
+def first_scored_place(rm: SwiftRewardModel) -> int:
     """Return the place of the state by which a response's first token is scored: the one that produced it, or its own."""
     return 0 if rm.config.position == "generating" else 1
 
@@ -77,7 +77,7 @@ def score_width(*models: SwiftRewardModel) -> int:
     return sum(len(rm.head.bias) for rm in models)
 
 
-def rewards_of(
+def sample_rewards(
     rm: SwiftRewardModel,
     tokenizer: PreTrainedTokenizerBase | None,
     samples: Sequence[Sample],
@@ -91,7 +91,7 @@ def rewards_of(
     """
     if not samples:
         return []
-    start, width = first_place(rm), score_width(rm)
+    start, width = first_scored_place(rm), score_width(rm)
     parts, flags, lengths = [], [], [0]
     for sample in samples:
         count = max(0, sample.scored(rm) if upto is None else min(upto, sample.scored(rm)))

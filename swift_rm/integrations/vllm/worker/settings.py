@@ -1,4 +1,4 @@
-"""What the user told vLLM about the reward model, and what of vLLM's own settings does not go with it."""
+"""The settings by which vLLM knows the reward model, and those of its own with which samples cannot be scored."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.identity import check_base
 from swift_rm.reward.reward_model import SwiftRewardModel
 
-KEY = "swift_rm"  # in vLLM's additional_config
-WORKER = "swift_rm.integrations.vllm.RewardWorker"
-LOGITS = "swift_rm.integrations.vllm:LogitsReward"  # as --logits-processors wants it
+CONFIG_KEY = "swift_rm"  # in vLLM's additional_config
+WORKER_CLASS = "swift_rm.integrations.vllm.RewardWorker"
+LOGITS_PROCESSOR = "swift_rm.integrations.vllm:LogitsReward"  # as --logits-processors wants it
 
 
 def additional_config(reward_model: str, guide: str | None = None) -> dict[str, Any]:
     """Return what goes into vLLM's ``additional_config`` for a reward model's folder or Hub id, and for a guide's."""
-    return {KEY: {"reward_model": reward_model, **({} if guide is None else {"guide": guide})}}
+    return {CONFIG_KEY: {"reward_model": reward_model, **({} if guide is None else {"guide": guide})}}
 
 
 def load_reward_models(told: Any) -> list[SwiftRewardModel]:
@@ -25,12 +25,12 @@ def load_reward_models(told: Any) -> list[SwiftRewardModel]:
 
     Raises ValueError that says how to name one, and for one whose source vLLM does not show.
     """
-    own = told.get(KEY) if isinstance(told, dict) else None
+    own = told.get(CONFIG_KEY) if isinstance(told, dict) else None
     names = [own.get("reward_model"), own.get("guide")] if isinstance(own, dict) else [None]
     if not isinstance(names[0], str):
         raise ValueError(
             "vLLM's worker needs a reward model, --additional-config "
-            f'\'{{"{KEY}": {{"reward_model": "FOLDER"}}}}\', got {told!r}'
+            f'\'{{"{CONFIG_KEY}": {{"reward_model": "FOLDER"}}}}\', got {told!r}'
         )
     models = [SwiftRewardModel.from_pretrained(resolve(name)) for name in names if name is not None]
     if len(models) > 1:
@@ -43,7 +43,7 @@ def load_reward_models(told: Any) -> list[SwiftRewardModel]:
     return models
 
 
-def refuse(vllm_config: Any) -> None:
+def refuse_unsupported(vllm_config: Any) -> None:
     """Raise ValueError, in one sentence, where vLLM is set up in a way in which its samples cannot be scored."""
     parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1:

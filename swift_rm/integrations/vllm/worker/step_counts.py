@@ -1,4 +1,4 @@
-"""Counting rows: a step has those that vLLM's scheduler asked for, and each request goes on where its last rows ended."""
+"""Count the rows of each step: those that vLLM's scheduler asked for, each request going on where its last rows ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from swift_rm.capture.step_order import OutOfStep
-from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.integrations.vllm.versions.version import vllm_name
 from swift_rm.integrations.vllm.worker.step_rows import StepRows
 
 
@@ -82,4 +82,4 @@ class StepCounts:
 
 
 def _said(what: str) -> str:
-    return f"{described()} {what}"
+    return f"{vllm_name()} {what}"

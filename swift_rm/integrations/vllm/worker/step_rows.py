@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-OWN = "swift-"
 
 
 @dataclass(frozen=True)
@@ -77,25 +74,3 @@ def pick(states: Sequence[Tensor], rows: np.ndarray, total: int) -> list[Tensor]
         return [layer[:total] for layer in states]
     index = torch.from_numpy(rows).to(states[0].device, non_blocking=True)
     return [layer.index_select(0, index) for layer in states]
-
-
-def asked_as(requests: Iterable[str]) -> list[str]:
-    """Return the names under which requests were asked for: vLLM adds ``-<8 hex>``, and sample i of n is ``i_NAME``."""
-    import vllm.envs as envs
-
-    return list(requests) if envs.VLLM_DISABLE_REQUEST_ID_RANDOMIZATION else [request[:-9] for request in requests]
-
-
-def own_name() -> str:
-    """Return a new name for a request of this package's own, whose asker takes the scores of all its samples or forgets them."""
-    return f"{OWN}{uuid.uuid4().hex}"
-
-
-def is_own(sample: str) -> bool:
-    """Tell whether a sample is of such a request."""
-    return sample.startswith(OWN) or sample.partition("_")[2].startswith(OWN)
-
-
-def sample_names(request: str, n: int) -> list[str]:
-    """Return the names of the n samples of a request."""
-    return [request] if n == 1 else [f"{number}_{request}" for number in range(n)]

@@ -1,4 +1,4 @@
-"""A whole reply of vLLM's server with each choice's reward, in the order of a rule if the client asked for one."""
+"""Add each choice's reward to a whole reply of vLLM's server, and order the choices by a rule if the client asked for one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from swift_rm.integrations.vllm.server.last_tokens import Prompts
+from swift_rm.integrations.vllm.server.engine_calls import Prompts
 from swift_rm.integrations.vllm.server.reward_request import RewardRequest
-from swift_rm.integrations.vllm.worker.sample import FINISH, Sample
+from swift_rm.integrations.vllm.worker.sample import FINISH_REASONS, Sample
 from swift_rm.selection.rules import select
 from swift_rm.tasks.answers import find_answer
 
-Rewards = Callable[[Sequence[Sample], Prompts], Awaitable[list[dict[str, Any]]]]
+FetchRewards = Callable[[Sequence[Sample], Prompts], Awaitable[list[dict[str, Any]]]]
 IDS, PROMPT_IDS = "token_ids", "prompt_token_ids"
 
 
-async def with_rewards(body: bytes, request: RewardRequest, rewards: Rewards) -> bytes:
+async def with_rewards(body: bytes, request: RewardRequest, rewards: FetchRewards) -> bytes:
     """Return the reply ``body`` with what ``rewards`` gives its choices, and without token ids that were not asked for."""
     reply = read_json(body)
     if not isinstance(reply, dict) or "choices" not in reply:
@@ -27,7 +27,9 @@ async def with_rewards(body: bytes, request: RewardRequest, rewards: Rewards) ->
     if request.rewarded:
         choices, names = reply["choices"], request.names(len(reply["choices"]))
         samples = [
-            Sample(names[place], place, list(choice.get(IDS) or ()), finish_reason=FINISH.get(choice.get("finish_reason")))
+            Sample(
+                names[place], place, list(choice.get(IDS) or ()), finish_reason=FINISH_REASONS.get(choice.get("finish_reason"))
+            )
             for place, choice in enumerate(choices)
         ]
         prompts = [(reply if request.chat else choice).get(PROMPT_IDS) for choice in choices]
@@ -36,11 +38,11 @@ async def with_rewards(body: bytes, request: RewardRequest, rewards: Rewards) ->
         if not request.wants_ids:
             hide_ids(reply)
         if request.select is not None:
-            reply["choices"] = await asyncio.to_thread(ordered, choices, request.n, request.select)
+            reply["choices"] = await asyncio.to_thread(order_choices, choices, request.n, request.select)
     return as_json(reply)
 
 
-def ordered(choices: Sequence[dict[str, Any]], n: int, rule: str) -> list[dict[str, Any]]:
+def order_choices(choices: Sequence[dict[str, Any]], n: int, rule: str) -> list[dict[str, Any]]:
     """Return each prompt's n choices with the one that ``rule`` chooses first, then by reward, numbered anew."""
     found = [choice for start in range(0, len(choices), n) for choice in _in_order(choices[start : start + n], rule)]
     return [{**choice, "index": index} for index, choice in enumerate(found)]

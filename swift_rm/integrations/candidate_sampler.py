@@ -1,4 +1,4 @@
-"""Candidates with their rewards in the order in which they were drawn: what frameworks that sample for themselves are given."""
+"""Draw candidates with their rewards, in order, for frameworks that choose among samples themselves."""
 
 from __future__ import annotations
 

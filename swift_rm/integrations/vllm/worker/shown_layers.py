@@ -1,4 +1,4 @@
-"""How a model inside vLLM is made to show the hidden states that a reward model reads, and which ones it shows."""
+"""Make a model inside vLLM show the hidden states of the layers that a reward model reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swift_rm.integrations.vllm.versions.version import described
+from swift_rm.integrations.vllm.versions.version import vllm_name
 from swift_rm.reward.config import SwiftConfig, resolve_layer
 
 BY_TRANSFORMERS = "vllm.model_executor.models.transformers"  # models that vLLM has not written itself
@@ -61,6 +61,6 @@ class ShownLayers:
         """Return the states ``[rows, d]`` in the order of the reward model's layers; raise RuntimeError if some are missing."""
         shown = list(inner or [])
         if len(shown) != len(self.inner):
-            raise RuntimeError(f"{described()} returned {len(shown)} layers' states instead of those of {self.inner}")
+            raise RuntimeError(f"{vllm_name()} returned {len(shown)} layers' states instead of those of {self.inner}")
         by_layer = dict(zip(self.inner, shown, strict=True))
         return [by_layer.get(layer, hidden) for layer in self.layers]

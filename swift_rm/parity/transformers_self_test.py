@@ -1,8 +1,8 @@
-"""What a version of transformers that was never tested has to do before its rewards are believed, on a random model.
+"""Test a version of transformers that was never tested before its rewards are believed, on a random model.
 
 Two layers of random weights show everything that matters here: whether the states that hooks see belong to the tokens that
-come out, and whether the decoding loop says what `generate` says. Each check compares with what transformers returns by
-public ways only (``output_hidden_states``, greedy `generate`), so that one mistake cannot hide on both sides.
+come out, and whether the decoding loop draws the tokens that `generate` draws. Each check compares with what transformers
+returns by public ways only (``output_hidden_states``, greedy `generate`), so that one mistake cannot hide on both sides.
 """
 
 from __future__ import annotations

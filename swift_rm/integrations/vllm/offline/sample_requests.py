@@ -1,4 +1,4 @@
-"""What vLLM is asked for: samples with their settings, and the state at the last token of each."""
+"""Requests to vLLM's offline engine: for samples with their settings, and for the state at the last token of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
 from swift_rm.integrations.vllm.worker.sample import Sample
 from swift_rm.sampling.generation import DEFAULT_NEW_TOKENS, seed_for
 
-OURS = ("n", "max_tokens", "output_kind", "prompt_logprobs", "logprobs", "seed")
+RESERVED_SETTINGS = ("n", "max_tokens", "output_kind", "prompt_logprobs", "logprobs", "seed")
 MOST_SEEDS = 2**31
 
 
@@ -26,7 +26,7 @@ class SampleSettings:
     sampling: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if taken := sorted(set(OURS) & set(self.sampling)):
+        if taken := sorted(set(RESERVED_SETTINGS) & set(self.sampling)):
             raise ValueError(f"{taken[0]} is set by arguments of this call (n, max_new_tokens, logprobs, seed), not passed on")
 
     def together(self, n: int, prompt: int) -> Any:
@@ -49,7 +49,7 @@ class SampleSettings:
         return SamplingParams(max_tokens=self.max_tokens, logprobs=logprobs, seed=seed, **more, **self.sampling)
 
 
-def new_tokens(prompts: Sequence[Sequence[int]], wanted: int | None, room: int) -> int:
+def token_limit(prompts: Sequence[Sequence[int]], wanted: int | None, room: int) -> int:
     """Return how many tokens a response may have: those wanted, else as many as the context holds, up to 1,024.
 
     Raises ValueError where the longest prompt leaves no room for them in a context of ``room`` tokens.

@@ -1,21 +1,21 @@
-"""A streamed reply of vLLM's server as it comes, and one more chunk, before its end, with each choice's reward."""
+"""Pass a streamed reply of vLLM's server on as it comes, with one more chunk, before its end, that holds the rewards."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from swift_rm.integrations.vllm.server.chosen_rewards import IDS, PROMPT_IDS, Rewards, as_json, hide_ids, read_json
 from swift_rm.integrations.vllm.server.reward_request import RewardRequest
-from swift_rm.integrations.vllm.worker.sample import FINISH, Sample
+from swift_rm.integrations.vllm.server.whole_reply import IDS, PROMPT_IDS, FetchRewards, as_json, hide_ids, read_json
+from swift_rm.integrations.vllm.worker.sample import FINISH_REASONS, Sample
 
 DATA, DONE, END = b"data: ", b"[DONE]", b"\n\n"
 HEAD = ("id", "object", "created", "model")
 
 
-class StreamRewards:
+class StreamedReply:
     """Take a reply's bytes as they come, and return those that the client gets."""
 
-    def __init__(self, request: RewardRequest, rewards: Rewards) -> None:
+    def __init__(self, request: RewardRequest, rewards: FetchRewards) -> None:
         self._request, self._rewards, self._rest = request, rewards, b""
         self._head: dict[str, Any] = {}
         self._ids: dict[int, list[int]] = {}  # of each choice
@@ -64,7 +64,7 @@ class StreamRewards:
         self._told, ended = True, sorted(self._ended)
         names = self._request.names(ended[-1] + 1)
         samples = [
-            Sample(names[index], place, self._ids[index], finish_reason=FINISH.get(self._ended[index]))
+            Sample(names[index], place, self._ids[index], finish_reason=FINISH_REASONS.get(self._ended[index]))
             for place, index in enumerate(ended)
         ]
         prompts = [self._prompts.get(0 if self._request.chat else index) for index in ended]

@@ -1,4 +1,4 @@
-"""Rewards from output logits inside vLLM: a logits processor of its V1 engine, for models whose states it cannot show."""
+"""Read output logits inside vLLM, by a logits processor of its V1 engine, for models whose states it cannot show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
-from swift_rm.integrations.vllm.worker.settings import LOGITS
+from swift_rm.integrations.vllm.worker.settings import LOGITS_PROCESSOR
 from swift_rm.integrations.vllm.worker.step_rows import rows_of
 
 Keep = Callable[[list[str], np.ndarray, np.ndarray, Sequence[Tensor]], None]
@@ -72,11 +72,11 @@ def use_logits(vllm_config: Any) -> None:
             "a reward model of logits needs vLLM's V1 model runner: set VLLM_USE_V2_MODEL_RUNNER=0 in vLLM's environment"
         )
     model_config = vllm_config.model_config
-    others = [one for one in model_config.logits_processors or [] if one != LOGITS]
-    model_config.logits_processors = [LOGITS, *others]
+    others = [one for one in model_config.logits_processors or [] if one != LOGITS_PROCESSOR]
+    model_config.logits_processors = [LOGITS_PROCESSOR, *others]
 
 
-def bind(runner: Any, keep: Keep) -> None:
+def bind_logits(runner: Any, keep: Keep) -> None:
     """Bind the processor that a runner made to it."""
     for processor in runner.input_batch.logitsprocs.all:
         if isinstance(processor, LogitsReward):

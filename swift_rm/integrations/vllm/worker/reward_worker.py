@@ -12,12 +12,13 @@ from torch import Tensor
 from vllm.platforms import current_platform
 
 from swift_rm.integrations.vllm.worker.kept_scores import KeptScores
-from swift_rm.integrations.vllm.worker.layers import ShownLayers
-from swift_rm.integrations.vllm.worker.logits import bind, use_logits
+from swift_rm.integrations.vllm.worker.logits_processor import bind_logits, use_logits
+from swift_rm.integrations.vllm.worker.request_names import asked_names, is_own
 from swift_rm.integrations.vllm.worker.sample import score_width
-from swift_rm.integrations.vllm.worker.settings import KEY, check_served_model, load_reward_models, refuse
+from swift_rm.integrations.vllm.worker.settings import CONFIG_KEY, check_served_model, load_reward_models, refuse_unsupported
+from swift_rm.integrations.vllm.worker.shown_layers import ShownLayers
 from swift_rm.integrations.vllm.worker.step_counts import StepCounts
-from swift_rm.integrations.vllm.worker.step_rows import StepRows, asked_as, is_own, pick, rows_of, rows_of_v2
+from swift_rm.integrations.vllm.worker.step_rows import StepRows, pick, rows_of, rows_of_v2
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -31,12 +32,13 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
     """Score each step's rows where they are computed, and keep the heads' numbers until ``take_scores`` asks for them.
 
     With tensor parallelism every rank has whole states, and rank 0 scores. Raises ValueError, while vLLM starts, for a reward
-    model of another base model, for layers that the model cannot show, and for what :func:`refuse` names. A step whose rows are
-    not those that were scheduled raises OutOfStep, which ends the engine; a request that is out of step gets a reason, no scores.
+    model of another base model, for layers that the model cannot show, and for what :func:`refuse_unsupported` names. A step
+    whose rows are not those that were scheduled raises OutOfStep, which ends the engine; a request that is out of step gets a
+    reason, no scores.
     """
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        refuse(vllm_config)
+        refuse_unsupported(vllm_config)
         self._models = load_reward_models(vllm_config.additional_config)
         config = self._models[0].config
         layers = check_served_model(config, vllm_config.model_config)
@@ -46,7 +48,7 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
         else:
             self._shown.check_eager(vllm_config, current_platform.is_cpu())
         # What is compiled depends on the layers, so that they must be part of what vLLM's cache of compiled graphs goes by.
-        vllm_config.additional_config[KEY]["layers"] = list(self._shown.inner if self._shown else ())
+        vllm_config.additional_config[CONFIG_KEY]["layers"] = list(self._shown.inner if self._shown else ())
         super().__init__(vllm_config, *args, **kwargs)
         self._scores_rank = self.rank == 0
 
@@ -55,13 +57,13 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
         loaded = super().load_model(*args, **kwargs)
         heads = [part for rm in self._models for part in rm.head.to(self.device).split()]
         self._heads = [(weight.detach().float().contiguous(), bias.detach().float().contiguous()) for weight, bias in heads]
-        self._kept, self._counts = KeptScores(score_width(*self._models), named=asked_as), StepCounts()
-        recording = self._scores_rank and self.vllm_config.additional_config[KEY].get("record")
+        self._kept, self._counts = KeptScores(score_width(*self._models), named=asked_names), StepCounts()
+        recording = self._scores_rank and self.vllm_config.additional_config[CONFIG_KEY].get("record")
         self._recorded = KeptScores(self._models[0].config.width) if recording else None
         if self._shown is not None:
             self._shown.ask(self.model_runner, self.model_runner.get_model())
         elif self._scores_rank:
-            bind(self.model_runner, self.keep)
+            bind_logits(self.model_runner, self.keep)
         return loaded
 
     @torch.inference_mode()
@@ -75,11 +77,11 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
             rows = rows_of_v2(self.model_runner, state.input_batch) if self.use_v2_model_runner else rows_of(self.model_runner)
             states = [] if self._shown is None else self._shown.pick(state.hidden_states, state.aux_hidden_states)
             for name, why in self._counts.check(scheduler_output, rows, states).items():
-                self._kept.spoil(asked_as([name])[0], why)
+                self._kept.spoil(asked_names([name])[0], why)
             if states:
                 self._score(rows, states)
         if scheduler_output.finished_req_ids:
-            self._kept.finish([name for name in asked_as(scheduler_output.finished_req_ids) if not is_own(name)])
+            self._kept.finish([name for name in asked_names(scheduler_output.finished_req_ids) if not is_own(name)])
         return output
 
     def _score(self, rows: StepRows, states: Sequence[Tensor]) -> None:
@@ -90,7 +92,7 @@ class RewardWorker(PlatformWorker):  # type: ignore[misc]
     def keep(self, requests: list[str], owner: np.ndarray, place: np.ndarray, states: Sequence[Tensor]) -> None:
         """Score states ``[n, d]`` a layer, or logits ``[n, V]``, and keep what the heads say."""
         if self._recorded is not None:
-            self._recorded.add(asked_as(requests), owner, place, torch.cat(list(states), dim=1).float().cpu())
+            self._recorded.add(asked_names(requests), owner, place, torch.cat(list(states), dim=1).float().cpu())
         scores = [token_scores(states, weight, bias) for weight, bias in self._heads]
         self._kept.add(requests, owner, place, scores[0] if len(scores) == 1 else torch.cat(scores, dim=1))
 

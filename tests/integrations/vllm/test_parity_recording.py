@@ -31,7 +31,7 @@ def transformers():
 
 def record(model, reward_model, prompts, **settings):
     from swift_rm.integrations.vllm.offline.captured_output import kept_off_the_terminal
-    from swift_rm.integrations.vllm.offline.parity import record_vllm
+    from swift_rm.integrations.vllm.offline.parity_recording import record_vllm
 
     with kept_off_the_terminal():
         return record_vllm(str(model), str(reward_model), prompts, **{**SETTINGS, "enforce_eager": True, **settings})

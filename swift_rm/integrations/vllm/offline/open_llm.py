@@ -1,20 +1,20 @@
-"""Opening vLLM with a reward model in its worker, and checking an LLM that was opened elsewhere."""
+"""Open a vLLM ``LLM`` with a reward model in its worker, or check one that was opened elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from swift_rm.integrations.vllm.worker.layers import ShownLayers
 from swift_rm.integrations.vllm.worker.settings import (
-    KEY,
-    LOGITS,
-    WORKER,
+    CONFIG_KEY,
+    LOGITS_PROCESSOR,
+    WORKER_CLASS,
     additional_config,
     check_served_model,
     load_reward_models,
-    refuse,
+    refuse_unsupported,
 )
+from swift_rm.integrations.vllm.worker.shown_layers import ShownLayers
 from swift_rm.models.load import resolve
 
 
@@ -33,19 +33,21 @@ def open_llm(llm: Any, reward_model: str | None, guide: str | None, engine: Mapp
         return llm
     if reward_model is None:
         raise ValueError(f"a reward model is needed: VLLMBestOfN({llm!r}, 'my-reward-model')")
-    if engine.get("worker_cls", WORKER) != WORKER or KEY in (more := dict(engine.get("additional_config") or {})):
-        raise ValueError(f"worker_cls and additional_config[{KEY!r}] are set here: leave them out")
+    if engine.get("worker_cls", WORKER_CLASS) != WORKER_CLASS or CONFIG_KEY in (
+        more := dict(engine.get("additional_config") or {})
+    ):
+        raise ValueError(f"worker_cls and additional_config[{CONFIG_KEY!r}] are set here: leave them out")
     told = {**more, **additional_config(reward_model, guide)}
-    told[KEY].update({"record": True} if record else {})
-    settings: dict[str, Any] = {**engine, "worker_cls": WORKER, "additional_config": told}
+    told[CONFIG_KEY].update({"record": True} if record else {})
+    settings: dict[str, Any] = {**engine, "worker_cls": WORKER_CLASS, "additional_config": told}
     config = load_reward_models(told)[0].config
     if config.source == "logits":
-        settings["logits_processors"] = [LOGITS, *engine.get("logits_processors", ())]
+        settings["logits_processors"] = [LOGITS_PROCESSOR, *engine.get("logits_processors", ())]
     from vllm import LLM, EngineArgs
     from vllm.platforms import current_platform
 
     planned = EngineArgs(model=resolve(llm), **settings).create_engine_config()
-    refuse(planned)
+    refuse_unsupported(planned)
     layers = check_served_model(config, planned.model_config)
     if config.source == "hidden":
         served, _ = planned.model_config.registry.resolve_model_cls(planned.model_config.architectures, planned.model_config)
@@ -58,9 +60,10 @@ def open_llm(llm: Any, reward_model: str | None, guide: str | None, engine: Mapp
 def check_llm(llm: Any) -> Any:
     """Return an LLM's configuration; raise ValueError unless its worker is the one that scores."""
     config = llm.llm_engine.vllm_config
-    refuse(config)
-    if config.parallel_config.worker_cls != WORKER:
+    refuse_unsupported(config)
+    if config.parallel_config.worker_cls != WORKER_CLASS:
         raise ValueError(
-            f"the LLM's worker is {config.parallel_config.worker_cls!r}, which scores nothing: open it with worker_cls={WORKER!r}"
+            f"the LLM's worker is {config.parallel_config.worker_cls!r}, which scores nothing: "
+            f"open it with worker_cls={WORKER_CLASS!r}"
         )
     return config

@@ -1,4 +1,4 @@
-"""Recording what vLLM computes, to compare it with transformers: `swift-rm check-engine vllm`."""
+"""Record the states and rewards that vLLM computes, to compare them with transformers': `swift-rm check-engine vllm`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from swift_rm.integrations.vllm.offline.engine_loop import EngineLoop
-from swift_rm.integrations.vllm.offline.opening import check_llm, open_llm
-from swift_rm.integrations.vllm.offline.requests import SampleSettings, new_tokens, read_last
+from swift_rm.integrations.vllm.offline.open_llm import check_llm, open_llm
+from swift_rm.integrations.vllm.offline.sample_requests import SampleSettings, read_last, token_limit
 from swift_rm.integrations.vllm.versions.version import check_version
-from swift_rm.integrations.vllm.worker.sample import rewards_of, score_width
+from swift_rm.integrations.vllm.worker.sample import sample_rewards, score_width
 from swift_rm.integrations.vllm.worker.settings import load_reward_models
-from swift_rm.parity.recorded_run import EngineRun, Recorded
+from swift_rm.parity.recorded_run import EngineRun, RecordedResponse
 from swift_rm.records.rollouts import Prompt
 from swift_rm.tokens.encoding import encode_prompts
 
@@ -45,13 +45,13 @@ def record_vllm(
         llm.llm_engine.engine_core.shutdown()
 
 
-def _record(llm: Any, config: Any, prompts: Sequence[Prompt], n: int, wanted: int) -> list[Recorded]:
+def _record(llm: Any, config: Any, prompts: Sequence[Prompt], n: int, wanted: int) -> list[RecordedResponse]:
     tokenizer = llm.get_tokenizer()
     (rm,) = load_reward_models(config.additional_config)
     loop = EngineLoop(llm, score_width(rm))
     encoded = encode_prompts(tokenizer, prompts, None, config.model_config.get_vocab_size())
     last = rm.config.position == "token"
-    limit = new_tokens(encoded, wanted, config.model_config.max_model_len - last)
+    limit = token_limit(encoded, wanted, config.model_config.max_model_len - last)
     samples = []
     for count, sampling in ((1, {"temperature": 0.0}), (n - 1, {})):
         if count:
@@ -60,10 +60,10 @@ def _record(llm: Any, config: Any, prompts: Sequence[Prompt], n: int, wanted: in
     if last:
         read_last(loop, encoded, samples)
     responses = []
-    for sample, (reward, _) in zip(samples, rewards_of(rm, tokenizer, samples), strict=True):
+    for sample, (reward, _) in zip(samples, sample_rewards(rm, tokenizer, samples), strict=True):
         (kept,) = loop.ask("take_states", [sample.name])  # one by one: those of a large model are large
         states = np.full((len(sample.token_ids), rm.config.width), np.nan, np.float32)
         found = np.frombuffer(kept, np.float32).reshape(-1, rm.config.width)[: len(states)]
         states[: len(found)] = found
-        responses.append(Recorded(encoded[sample.prompt], sample.token_ids, states, reward))
+        responses.append(RecordedResponse(encoded[sample.prompt], sample.token_ids, states, reward))
     return responses

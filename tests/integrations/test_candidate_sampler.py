@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.integrations.sampler import CandidateSampler
+from swift_rm.integrations.candidate_sampler import CandidateSampler
 from swift_rm.integrations.scored_text import ScoredText
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tokens.encoding import encode_prompt
