@@ -14,7 +14,7 @@ from swift_rm import SwiftConfig, evaluate, fit, sample
 from swift_rm.models.load import TINY, load_language_model
 from swift_rm.models.model_shape import model_shape
 from swift_rm.records.rollouts import Rollout
-from swift_rm.report.tables import format_table
+from swift_rm.report.evaluation_table import format_table
 from swift_rm.scoring.score import score_rollouts
 from swift_rm.tasks.homework import HomeworkTask, parse, split_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.heads.head_variants import DEFAULT
 from benchmarks.heads.question_figures import FIGURES, Floats
 from benchmarks.text_table import shown
-from swift_rm.evaluation.seed_intervals import SeedResamples, pooled
+from swift_rm.evaluation.intervals import SeedResamples, pooled
 
 DECIDING = ("auroc", "best_of_16")  # what the verdict goes by; of the other figures the table tells
 Row = dict[str, Any]

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from swift_rm import SwiftConfig
 from swift_rm.features.read_states import Features
-from swift_rm.features.row_selection import View, view_of
+from swift_rm.features.row_selection import Reading, reading_of
 from swift_rm.reward.head import combine
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan
-from swift_rm.training.head_validation import Judged
+from swift_rm.training.head_validation import ValidatedHead
 
 DEFAULT = "default"
-ANSWER: View = ("token", "after:</think>")
-STEPS: View = ("token", "steps:, ")
-RESULTS: View = ("generating", "steps:, ")  # the state that wrote the comma: that at the last digit of a step's result
-VIEWS: tuple[View, ...] = (("token", "response"), ("generating", "response"), ANSWER, STEPS, RESULTS)
+ANSWER: Reading = ("token", "after:</think>")
+STEPS: Reading = ("token", "steps:, ")
+RESULTS: Reading = ("generating", "steps:, ")  # the state that wrote the comma: that at the last digit of a step's result
+VIEWS: tuple[Reading, ...] = (("token", "response"), ("generating", "response"), ANSWER, STEPS, RESULTS)
 ENSEMBLE = "ensemble of 5"
 PESSIMISTIC = "ensemble of 5, pessimism 1"
 
@@ -65,7 +65,7 @@ def head_plans(config: SwiftConfig, settings: FitSettings, names: Sequence[str] 
 
 
 @torch.no_grad()
-def bank_rewards(judged: Sequence[Judged], features: Features, layers: Sequence[int]) -> dict[str, Tensor]:
+def bank_rewards(judged: Sequence[ValidatedHead], features: Features, layers: Sequence[int]) -> dict[str, Tensor]:
     """Return each head's rewards ``[B]`` by name, all in one reading of the states; an ensemble's also with pessimism."""
     weights, biases, gated, columns, owners = [], [], [], [], []
     for i, one in enumerate(judged):
@@ -77,7 +77,7 @@ def bank_rewards(judged: Sequence[Judged], features: Features, layers: Sequence[
             weights.append(wide)
             biases.append(offset)
             gated.append(config.gate)
-            columns.append(features.views.index(view_of(config)))
+            columns.append(features.views.index(reading_of(config)))
             owners.append(i)
     z, r = head_scores(features.states, torch.stack(weights), torch.stack(biases), features.offsets, gated=torch.tensor(gated))
     rewards = pool_heads(z, r, features.offsets, None if features.masks is None else features.masks[:, columns])

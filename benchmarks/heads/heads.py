@@ -24,7 +24,7 @@ from benchmarks.heads.rivals import EncoderSettings
 from benchmarks.heads.worlds import CANDIDATES, MODELS, Asked, Sampled, arguments, draw_questions, open_cache, sampled
 from benchmarks.recorder import finish
 from benchmarks.text_table import Table
-from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.evaluation.intervals import SeedResamples
 from swift_rm.training.fit import fit_bank
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.question_split import split_questions

@@ -19,7 +19,7 @@ from benchmarks.heads.question_figures import FIGURES, Floats, TestQuestions, st
 from benchmarks.heads.worlds import CANDIDATES, MODELS, TWO_WORLDS, Asked, Sampled, arguments, draw_questions, open_cache, sampled
 from benchmarks.recorder import finish
 from benchmarks.text_table import Table, shown
-from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.evaluation.intervals import SeedResamples
 from swift_rm.training.fit import fit_features
 from swift_rm.training.fit_settings import FitSettings
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swift_rm.evaluation.question_figures import question_figures
 from swift_rm.records.rollouts import Rollout, group_by_question
 from swift_rm.selection.baselines import mean_logprob
+from swift_rm.training.label_curve import question_figures
 
 Floats = npt.NDArray[np.float64]
 

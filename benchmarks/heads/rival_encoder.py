@@ -26,7 +26,7 @@ from benchmarks.heads.rival_data import RivalData, check_split, within
 from swift_rm.features.read_states import Features
 from swift_rm.training.input_standardisation import measure_scaling
 from swift_rm.training.losses import dpo
-from swift_rm.training.question_split import members_of
+from swift_rm.training.question_split import responses_of
 
 Read = Literal["steps", "tokens"]
 RESPONSES_AT_ONCE = 128
@@ -105,7 +105,7 @@ class StepEncoder:
             for epoch in range(1, settings.epochs + 1):
                 network.train()
                 for chunk in torch.split(mixed[torch.randperm(len(mixed), generator=generator)], settings.batch_size):
-                    members = members_of(steps.question, chunk)
+                    members = responses_of(steps.question, chunk)
                     rewards = self._forward(steps, members)
                     optimizer.zero_grad(set_to_none=True)
                     dpo(rewards, steps.labels[members], steps.question[members]).backward()

@@ -23,7 +23,7 @@ from benchmarks.heads.worlds import CANDIDATES, TINY, Asked, arguments, draw_que
 from benchmarks.recorder import finish
 from benchmarks.text_table import NamedTable, shown
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.evaluation.intervals import SeedResamples
 from swift_rm.features.read_states import Features, extract_features
 from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.identity import describe_base

@@ -19,13 +19,13 @@ import torch
 from benchmarks.recorder import parser_of
 from swift_rm import SwiftConfig, sample
 from swift_rm.features.read_states import Features, extract_features
-from swift_rm.features.row_selection import View, view_of
+from swift_rm.features.row_selection import Reading, reading_of
 from swift_rm.models.load import TINY, TINY_2, load_language_model
 from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.identity import describe_base
 from swift_rm.tasks.task_lookup import open_world
 from swift_rm.training.label_curve import draw_questions as draw_numbers
-from swift_rm.training.question_split import members_of
+from swift_rm.training.question_split import responses_of
 
 MODELS = (TINY, TINY_2)  # quick runs take the first alone
 TWO_WORLDS = TINY_2  # the model that knows both worlds
@@ -94,17 +94,17 @@ def drawn(asked: Asked, folder: str | Path) -> list[Rollout]:
     )  # fmt: skip
 
 
-def sampled(asked: Asked, folder: str | Path, views: Sequence[View] = ()) -> Sampled:
+def sampled(asked: Asked, folder: str | Path, views: Sequence[Reading] = ()) -> Sampled:
     """Sample and grade what ``folder`` does not hold yet, and read the states of all layers, by default at each token."""
     model, tokenizer = language_model(asked.model)
     rollouts = drawn(asked, folder)
     shape = model.config
     config = SwiftConfig(shape.hidden_size, tuple(range(shape.num_hidden_layers + 1)), position="token")
     config = describe_base(config, model, tokenizer)
-    views = tuple(views) or (view_of(config),)
+    views = tuple(views) or (reading_of(config),)
     return Sampled(rollouts, extract_features(model, tokenizer, rollouts, config, views=views, batch_size=256), config)
 
 
 def draw_questions(features: Features, questions: int, seed: int) -> Features:
     """Return the responses to some of the questions; those of the same seed are among those of a greater number."""
-    return features.only(members_of(features.question, draw_numbers(torch.arange(features.questions), questions, seed)))
+    return features.only(responses_of(features.question, draw_numbers(torch.arange(features.questions), questions, seed)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.evaluation.intervals import SeedResamples
 from swift_rm.hipo.trainer.metrics import LEAK_FACTOR
 
 Floats = npt.NDArray[np.float64]

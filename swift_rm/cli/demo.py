@@ -35,7 +35,7 @@ def run_demo(questions: int, n: int, seed: int = 0, *, progress: bool = False) -
     """Return the demo's report as text and as DESIGN's JSON; the questions are in no training text of the models."""
     from swift_rm.evaluation.evaluate import evaluate
     from swift_rm.models.load import ASSETS, TINY, TINY_REWARD, load_language_model
-    from swift_rm.report.tables import format_table
+    from swift_rm.report.evaluation_table import format_table
     from swift_rm.reward.reward_model import SwiftRewardModel
     from swift_rm.sampling.sample import sample
     from swift_rm.scoring.score import score_rollouts

@@ -52,7 +52,7 @@ def run(args: Namespace) -> Result:
     from swift_rm.evaluation.evaluate import evaluate as evaluate_rollouts
     from swift_rm.evaluation.evaluate import graded_groups
     from swift_rm.files.atomic_write import write_whole
-    from swift_rm.report.tables import format_table
+    from swift_rm.report.evaluation_table import format_table
     from swift_rm.reward.identity import short_name
     from swift_rm.reward.reward_model import SwiftRewardModel
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from swift_rm.cli.arguments import REWARD_HELP, Commands, add_model, add_template, command
 from swift_rm.records.answered_questions import read_answered_questions
-from swift_rm.report.candidate_view import turns, view_candidate
+from swift_rm.report.token_view_data import turns, view_candidate
 
 if TYPE_CHECKING:
     from swift_rm.cli.output import Result
@@ -33,7 +33,8 @@ def run(args: Namespace) -> Result:
     from swift_rm.cli.output import Result, listing
     from swift_rm.files.atomic_write import check_writable, write_whole
     from swift_rm.models.load import load_language_model, resolve
-    from swift_rm.report.token_view import PageView, QuestionView, render_page
+    from swift_rm.report.token_view import render_page
+    from swift_rm.report.token_view_data import PageView, QuestionView
     from swift_rm.reward.identity import model_identity, short_name
     from swift_rm.reward.reward_model import SwiftRewardModel
     from swift_rm.scoring.token_scoring import score_tokens

@@ -26,7 +26,7 @@ from swift_rm.files.atomic_write import check_writable, write_whole
 
 if TYPE_CHECKING:
     from swift_rm.cli.train_sources import Trained
-    from swift_rm.training.head_validation import Judged
+    from swift_rm.training.head_validation import ValidatedHead
 
 SOURCES = ("rollouts", "pairs", "features", "online")
 READ, STORED, SAMPLED = ("rollouts", "pairs"), ("rollouts", "pairs", "features"), ("online",)
@@ -141,7 +141,7 @@ def _refuse_ignored(args: Namespace, source: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} goes with {ways}, not with --{source}")
 
 
-def heads_table(judged: Sequence[Judged]) -> str:
+def heads_table(judged: Sequence[ValidatedHead]) -> str:
     """Return the heads by their held-out AUROC, the best first, a line each."""
     width = max(len(one.plan.name) for one in judged)
     ranked = sorted(judged, key=lambda one: -one.auroc.value)

@@ -15,19 +15,19 @@ from swift_rm.cli.train_options import config_of
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan, bank_layers, bank_views, plan_grid
-from swift_rm.training.head_validation import Judged
+from swift_rm.training.head_validation import ValidatedHead
 
 if TYPE_CHECKING:
     from swift_rm.features.key import FeatureKey
     from swift_rm.features.read_states import FeatureSource
-    from swift_rm.features.row_selection import View
+    from swift_rm.features.row_selection import Reading
     from swift_rm.records.rollouts import Rollout
 
 
 class Trained(NamedTuple):
     """The heads, what is said of their training, and what gives the label curve of one of them, if it was asked for."""
 
-    judged: Sequence[Judged]
+    judged: Sequence[ValidatedHead]
     facts: Mapping[str, Any]
     curve: Callable[[HeadPlan], dict[str, Any]] | None = None
 
@@ -113,7 +113,7 @@ def _fit_states(
     source: FeatureSource,
     plans: Sequence[HeadPlan],
     layers: Sequence[int],
-    views: Sequence[View],
+    views: Sequence[Reading],
     facts: Mapping[str, Any],
     answers: Sequence[str | None] | None = None,
 ) -> Trained:
@@ -142,7 +142,7 @@ def from_features(args: Namespace) -> Trained:
     return _fit_states(args, store, plans, key.layers, views, facts)
 
 
-def _tokenizer(args: Namespace, key: FeatureKey, views: Sequence[View]) -> Any:
+def _tokenizer(args: Namespace, key: FeatureKey, views: Sequence[Reading]) -> Any:
     """Return the tokenizer of ``--model``, which finds the markers of regions, if it is the one that sampled the features."""
     if args.model is None:
         marked = [region for _, region in views if region != "response"]

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from swift_rm.evaluation.auroc import pooled_auroc
 from swift_rm.evaluation.intervals import Interval, Resamples
-from swift_rm.evaluation.layer_auroc import FOLDS, Fold, cross_validated, mixed_questions, question_folds, within
+from swift_rm.evaluation.layer_auroc import FOLDS, Fold, cross_validated, mixed_question_numbers, question_aurocs, question_folds
 from swift_rm.evaluation.response_summaries import READS, Summaries
 
 Floats = npt.NDArray[np.float64]
@@ -53,7 +53,7 @@ def separation(
     shrunk as by Ledoit and Wolf) is cross-validated over questions. Raises ValueError as :func:`layer_auroc` does.
     """
     split = question_folds(summaries, folds, seed)
-    resamples = Resamples(len(mixed_questions(summaries)), bootstrap=bootstrap, seed=seed)
+    resamples = Resamples(len(mixed_question_numbers(summaries)), bootstrap=bootstrap, seed=seed)
     found = []
     for column, layer in enumerate(tqdm(summaries.layers, desc="separating", unit="layer", disable=not progress, delay=1)):
         for read in READS:
@@ -89,7 +89,8 @@ def _separate(
     right, wrong = lda[summaries.labels == 1], lda[summaries.labels == 0]
     spread = right.var() + wrong.var()
     first_within, lda_within = (
-        resamples.interval(resamples.ratio(within(scores, summaries.labels, summaries.question))) for scores in (first, lda)
+        resamples.interval(resamples.ratio(question_aurocs(scores, summaries.labels, summaries.question)))
+        for scores in (first, lda)
     )
     return Separation(
         layer,
@@ -108,7 +109,7 @@ def _turned(summaries: Summaries, component: Floats, split: list[Fold]) -> Float
     """Return the component with, in each fold, the sign that ranks the other folds' questions better."""
     turned = component.copy()
     for train, test in split:
-        if within(component[train], summaries.labels[train], summaries.question[train]).mean() < 0.5:
+        if question_aurocs(component[train], summaries.labels[train], summaries.question[train]).mean() < 0.5:
             turned[test] *= -1
     return turned
 

@@ -42,7 +42,7 @@ def layer_auroc(
     from sklearn.linear_model import LogisticRegression
 
     split = question_folds(summaries, folds, seed)
-    resamples = Resamples(len(mixed_questions(summaries)), bootstrap=bootstrap, seed=seed)
+    resamples = Resamples(len(mixed_question_numbers(summaries)), bootstrap=bootstrap, seed=seed)
     found = []
     for column, layer in enumerate(tqdm(summaries.layers, desc="probing", unit="layer", disable=not progress, delay=1)):
         intervals = []
@@ -50,12 +50,12 @@ def layer_auroc(
             scores = cross_validated(
                 summaries, summaries.states(read, column), split, lambda: LogisticRegression(C=STRENGTH, max_iter=1000)
             )
-            intervals.append(resamples.interval(resamples.ratio(within(scores, summaries.labels, summaries.question))))
+            intervals.append(resamples.interval(resamples.ratio(question_aurocs(scores, summaries.labels, summaries.question))))
         found.append(LayerAuroc(layer, *intervals))
     return found
 
 
-def mixed_questions(summaries: Summaries) -> npt.NDArray[np.int64]:
+def mixed_question_numbers(summaries: Summaries) -> npt.NDArray[np.int64]:
     """Return the numbers of the questions that have both right and wrong responses, ascending."""
     right, wrong = (set(summaries.question[summaries.labels == label].tolist()) for label in (1, 0))
     return np.array(sorted(right & wrong), dtype=np.int64)
@@ -70,7 +70,7 @@ def question_folds(summaries: Summaries, folds: int, seed: int) -> list[Fold]:
     if folds < 2:
         raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
     check_trainable(list(zip(map(str, summaries.question.tolist()), summaries.labels.tolist(), strict=True)))
-    mixed = mixed_questions(summaries)
+    mixed = mixed_question_numbers(summaries)
     if len(mixed) < folds:
         raise ValueError(f"{folds} folds need as many questions with both right and wrong responses, got {len(mixed)}")
     kind = np.isin(summaries.question, mixed)
@@ -96,7 +96,7 @@ def cross_validated(summaries: Summaries, states: npt.NDArray[np.float32], split
     return scores
 
 
-def within(scores: Floats, labels: npt.NDArray[np.int64], question: npt.NDArray[np.int64]) -> Floats:
+def question_aurocs(scores: Floats, labels: npt.NDArray[np.int64], question: npt.NDArray[np.int64]) -> Floats:
     """Return the AUROC of each question that has both right and wrong responses; all arguments are [B]."""
     order = np.argsort(question, kind="stable")
     ends = np.flatnonzero(np.diff(question[order])) + 1

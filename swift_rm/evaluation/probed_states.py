@@ -90,15 +90,15 @@ def _parts(rollouts: Sequence[Rollout], token_bytes: int) -> Iterator[list[Rollo
 
 def _columns(rm: SwiftRewardModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SwiftConfig) -> list[int]:
     """Return the columns of the states that the reward model reads; raise ValueError if it reads others than are read here."""
-    from swift_rm.features.row_selection import view_of
+    from swift_rm.features.row_selection import reading_of
     from swift_rm.models.model_shape import model_shape
     from swift_rm.reward.identity import check_base_model
 
     if rm.config.source != "hidden":
         raise ValueError(f"layers are probed for hidden states, but the reward model reads the source {rm.config.source!r}")
     check_base_model(rm.config, model, tokenizer)
-    if view_of(rm.config) != view_of(config):
-        raise ValueError(f"the reward model reads at {view_of(rm.config)}, but states are to be read at {view_of(config)}")
+    if reading_of(rm.config) != reading_of(config):
+        raise ValueError(f"the reward model reads at {reading_of(rm.config)}, but states are to be read at {reading_of(config)}")
     layers = rm.config.for_base(model_shape(model).layers).layers
     if missing := [layer for layer in layers if layer not in config.layers]:
         raise ValueError(f"the reward model reads layer {missing[0]}, which is not among the layers {config.layers}")

@@ -9,7 +9,7 @@ from typing import Any
 from swift_rm.evaluation.class_separation import Separation, separation
 from swift_rm.evaluation.gate_mass import GateMass, Share
 from swift_rm.evaluation.intervals import plain
-from swift_rm.evaluation.layer_auroc import FOLDS, LayerAuroc, layer_auroc, mixed_questions
+from swift_rm.evaluation.layer_auroc import FOLDS, LayerAuroc, layer_auroc, mixed_question_numbers
 from swift_rm.evaluation.response_summaries import Summaries
 from swift_rm.files.text import aligned, counted
 from swift_rm.records.rollouts import finite
@@ -31,7 +31,7 @@ class Probe:
             "responses": len(self.summaries.labels),
             "right": int(self.summaries.labels.sum()),
             "questions": len(set(self.summaries.question.tolist())),
-            "mixed_questions": len(mixed_questions(self.summaries)),
+            "mixed_questions": len(mixed_question_numbers(self.summaries)),
         }
 
     def to_dict(self, points: int = 0) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from swift_rm.features.read_states import Features
-from swift_rm.features.row_selection import view_of
+from swift_rm.features.row_selection import reading_of
 from swift_rm.reward.config import SwiftConfig
 
 READS = ("mean", "last")
@@ -46,13 +46,13 @@ def summarise(features: Features, config: SwiftConfig) -> Summaries:
 
     Of features with several views, the configuration's position and region are read; raises ValueError if they are not there.
     """
-    if features.views and view_of(config) not in features.views:
-        raise ValueError(f"the features were read at {features.views}, not at {view_of(config)}")
+    if features.views and reading_of(config) not in features.views:
+        raise ValueError(f"the features were read at {features.views}, not at {reading_of(config)}")
     means, lasts = [], []
     for chunk in torch.split(torch.arange(len(features.labels)), CHUNK):
         states, offsets, _, _, masks = features.batch(chunk)
         if masks is not None:
-            read = masks[:, features.views.index(view_of(config))]
+            read = masks[:, features.views.index(reading_of(config))]
             ends = torch.cat([read.new_zeros(1, dtype=torch.long), read.cumsum(0)])
             states, offsets = states[read.to(states.device)], ends[offsets]
         means.append(torch.segment_reduce(states.float().cpu(), "mean", lengths=offsets.diff(), axis=0))

@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from swift_rm.evaluation.intervals import Interval, Resamples
 from swift_rm.evaluation.paired_questions import Matched
-from swift_rm.evaluation.rule_outcome import Choice, Side
+from swift_rm.evaluation.rule_outcome import RuleChoice, RuleOutcome
 from swift_rm.records.rollouts import finite
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Accuracy of A, of B, and their difference, with k responses a question."""
 
     k: int
@@ -37,7 +37,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Table:
+class AgreementTable:
     """How many questions both answer right, only one, or none, in parts where a value is between 0 and 1: ``parted``."""
 
     both_right: float
@@ -52,8 +52,8 @@ class Disagreement:
     """A question, by its place, on which the two choose answers that differ or are worth different values."""
 
     question: int
-    a: Choice
-    b: Choice
+    a: RuleChoice
+    b: RuleChoice
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Comparison:
     """The figures of :func:`compare`; ``by_k`` is at the powers of two and at n."""
 
     matched: Matched
-    a: Side
-    b: Side
-    by_k: Sequence[Point]
-    table: Table
+    a: RuleOutcome
+    b: RuleOutcome
+    by_k: Sequence[CurvePoint]
+    table: AgreementTable
     auroc_within: Aurocs
     disagreements: Sequence[Disagreement]
 
@@ -125,7 +125,9 @@ class Comparison:
         return dict(finite(value))
 
 
-def compare(matched: Matched, a: Side, b: Side, *, bootstrap: int = 2000, seed: int = 0, confidence: float = 0.95) -> Comparison:
+def compare(
+    matched: Matched, a: RuleOutcome, b: RuleOutcome, *, bootstrap: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Comparison:
     """Compare two sides measured on the matched questions; one set of resampled questions serves all intervals."""
     questions, n = a.values.shape
     resamples = Resamples(questions, bootstrap=bootstrap, seed=seed, confidence=confidence)
@@ -136,30 +138,30 @@ def compare(matched: Matched, a: Side, b: Side, *, bootstrap: int = 2000, seed: 
     figures = [resamples.intervals(resamples.ratio(values)) for values in (values_a, values_b, differences)]
     return Comparison(
         matched, a, b,
-        [Point(*row) for row in zip(sizes, *figures, strict=True)],
-        count(a.values[:, -1], b.values[:, -1]),
+        [CurvePoint(*row) for row in zip(sizes, *figures, strict=True)],
+        agreement_table(a.values[:, -1], b.values[:, -1]),
         _aurocs(a, b, resamples),
         disagreements(a.choices, b.choices),
     )  # fmt: skip
 
 
-def count(a: Floats, b: Floats) -> Table:
+def agreement_table(a: Floats, b: Floats) -> AgreementTable:
     """Count the questions by who answers them right; ``a`` and ``b`` are the values at n, [Q]."""
     a, b = a.round(9), b.round(9)  # sums of weights that add up to 1 but for rounding
     parted = ((a > 0) & (a < 1)) | ((b > 0) & (b < 1))
     both, only_a, only_b = np.minimum(a, b), np.maximum(a - b, 0), np.maximum(b - a, 0)
     neither = 1 - np.maximum(a, b)
-    return Table(float(both.sum()), float(only_a.sum()), float(only_b.sum()), float(neither.sum()), int(parted.sum()))
+    return AgreementTable(float(both.sum()), float(only_a.sum()), float(only_b.sum()), float(neither.sum()), int(parted.sum()))
 
 
-def disagreements(a: Sequence[Choice], b: Sequence[Choice]) -> list[Disagreement]:
+def disagreements(a: Sequence[RuleChoice], b: Sequence[RuleChoice]) -> list[Disagreement]:
     """Return the questions on which two sides disagree, those with the largest difference of values first."""
     pairs = [Disagreement(place, *pair) for place, pair in enumerate(zip(a, b, strict=True))]
     found = [pair for pair in pairs if pair.a.answer != pair.b.answer or pair.a.value != pair.b.value]
     return sorted(found, key=lambda pair: -abs(pair.a.value - pair.b.value))
 
 
-def _aurocs(a: Side, b: Side, resamples: Resamples) -> Aurocs:
+def _aurocs(a: RuleOutcome, b: RuleOutcome, resamples: Resamples) -> Aurocs:
     def figure(aurocs: Floats | None) -> Floats | None:
         if aurocs is None or np.isnan(aurocs).all():
             return None

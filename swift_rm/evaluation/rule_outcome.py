@@ -34,7 +34,7 @@ VOTES = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class RuleChoice:
     """What a rule makes of a question: the place of the response it chooses (None: it chooses none), and its value.
 
     ``answer`` and ``reward`` are those of the response chosen; the value is the expected label.
@@ -51,7 +51,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Side:
+class RuleOutcome:
     """A rule on one file: each question's value with k responses, [Q, N], its choice at N, its AUROC [Q] if it has a score.
 
     ``unscored`` counts the responses without the score that the rule goes by: they are never chosen. ``tokens`` is the mean
@@ -61,7 +61,7 @@ class Side:
     file: str
     rule: str
     values: Floats
-    choices: Sequence[Choice]
+    choices: Sequence[RuleChoice]
     aurocs: Floats | None
     unscored: int
     tokens: float
@@ -85,7 +85,7 @@ def measure(
     vote_subsets: int = VOTE_SUBSETS,
     seed: int = 0,
     progress: bool = False,
-) -> Side:
+) -> RuleOutcome:
     """Return what a rule makes of Q questions' N graded responses each: the same values as ``evaluate`` averages.
 
     Raises ValueError for an unknown rule, or one whose score no response of the ``file`` has.
@@ -113,7 +113,7 @@ def measure(
         _choice(group, chosen(rule, row, answer), value)
         for group, row, answer, value in zip(groups, basis, answers, values[:, -1].round(9).tolist(), strict=True)
     ]
-    return Side(
+    return RuleOutcome(
         file,
         rule,
         values,
@@ -144,7 +144,7 @@ def chosen(rule: str, scores: Floats, answers: Sequence[str | None]) -> int | No
     return None if np.isnan(scores).all() else best(scores)
 
 
-def _choice(group: Sequence[Rollout], place: int | None, value: float) -> Choice:
+def _choice(group: Sequence[Rollout], place: int | None, value: float) -> RuleChoice:
     if place is None:
-        return Choice(None, None, None, value)
-    return Choice(place, group[place].answer, group[place].reward, value)
+        return RuleChoice(None, None, None, value)
+    return RuleChoice(place, group[place].answer, group[place].reward, value)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.features.quantised import STORE_DTYPES, StoreDtype, is_quantised, torch_dtype
 from swift_rm.models.model_shape import model_shape
+from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.config import POSITIONS, Position, SwiftConfig, resolve_layer
 from swift_rm.reward.identity import fingerprint, model_identity
 
@@ -128,3 +133,22 @@ class FeatureKey:
         if wrong := sorted(set(values) ^ {f.name for f in fields(cls)}):
             raise ValueError(f"unknown or missing keys: {wrong}")
         return cls(**{**values, "layers": tuple(values["layers"]), "positions": tuple(values["positions"])})
+
+
+def check_states(key: FeatureKey, rollouts: Sequence[Rollout], states: Tensor, places: list[int]) -> None:
+    """Raise ValueError unless ``states [T, D]`` are finite, and as many as the key says of each response."""
+    sizes = [len(key.recording.rows(len(rollout.response_ids))) for rollout in rollouts]
+    expected = [0, *accumulate(sizes)]
+    if places != expected or tuple(states.shape) != (expected[-1], key.width):
+        raise ValueError(
+            f"expected states [{expected[-1]}, {key.width}] of {len(rollouts)} responses (positions "
+            f"{key.positions}, layers {key.layers}), got {list(states.shape)} with {len(places) - 1} responses"
+        )
+    limit = torch.finfo(key.stored_dtype or states.dtype).max
+    # The least and the greatest value are NaN if any is: two reductions, and nothing as large as the states.
+    if not states.numel() or bool(torch.stack(states.aminmax()).abs().amax() <= limit):
+        return
+    row, column = ((~(states.abs() <= limit)).nonzero()[0]).tolist()
+    owner, value = rollouts[bisect_right(places, row) - 1], float(states[row, column])
+    what = f"too large for {key.dtype} ({value:.3g})" if math.isfinite(value) else "NaN or Inf"
+    raise ValueError(f"the states of question {owner.question_id!r} at layer {key.layers[column // key.hidden_size]} are {what}")

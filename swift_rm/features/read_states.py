@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from swift_rm.features.quantised import dequantise
-from swift_rm.features.row_selection import View, mark_rows, view_of, view_rows
+from swift_rm.features.row_selection import Reading, mark_rows, reading_of, reading_rows
 from swift_rm.records.rollouts import Rollout, labels_of, question_numbers
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.scoring.teacher_forced_states import drop_end_tokens, packed_features, states_named
@@ -58,7 +58,7 @@ class Features:
     question: Tensor
     flags: Mapping[str, int] = field(default_factory=dict)
     masks: Tensor | None = None
-    views: tuple[View, ...] = ()
+    views: tuple[Reading, ...] = ()
     scale: Tensor | None = None
     zero: Tensor | None = None
 
@@ -137,7 +137,7 @@ def extract_features(
     rollouts: Sequence[Rollout],
     config: SwiftConfig,
     *,
-    views: Sequence[View] = (),
+    views: Sequence[Reading] = (),
     batch_size: int = 32,
     max_bytes: int | None = None,
     progress: bool = False,
@@ -152,8 +152,8 @@ def extract_features(
     labels = torch.tensor(labels_of(rollouts))
     for i, rollout in enumerate(rollouts):
         check_ids(model, rollout.prompt_ids, rollout.response_ids, f"rollout {i} (question {rollout.question_id!r})")
-    views = tuple(views) or (view_of(config),)
-    found = [view_rows(views, rollout.response_ids, tokenizer) for rollout in rollouts]
+    views = tuple(views) or (reading_of(config),)
+    found = [reading_rows(views, rollout.response_ids, tokenizer) for rollout in rollouts]
     held = [_rows([rows for rows, _ in each]) for each in found]
     masks, flags = mark_rows(found, held)
     encoded = [Encoded(r.prompt_ids, r.response_ids, Region(rows)) for r, rows in zip(rollouts, held, strict=True)]

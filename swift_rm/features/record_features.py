@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from swift_rm.features.read_states import Features, free_bytes
-from swift_rm.features.row_selection import View
+from swift_rm.features.row_selection import Reading
 from swift_rm.records.rollouts import Rollout, labels_of, question_numbers
 from swift_rm.reward.logprob_features import feature_names
 from swift_rm.reward.recorded_logprobs import BATCH_SIZE, feature_batches, read_tokens
 
-WHOLE: View = ("generating", "response")  # what is read: APIs do not tell where a marker's tokens are
+WHOLE: Reading = ("generating", "response")  # what is read: APIs do not tell where a marker's tokens are
 
 
 def record_features(

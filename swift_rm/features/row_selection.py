@@ -19,16 +19,16 @@ from swift_rm.tokens.region import Flag, find_region
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-View = tuple[Position, str]
+Reading = tuple[Position, str]
 
 
-def view_of(config: SwiftConfig) -> View:
+def reading_of(config: SwiftConfig) -> Reading:
     """Return position and region that a configuration reads."""
     return config.position, config.region
 
 
-def view_rows(
-    views: Sequence[View], response_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None
+def reading_rows(
+    views: Sequence[Reading], response_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None
 ) -> list[tuple[Sequence[int], Flag | None]]:
     """Return the rows that each view reads of a response, and why they are all rows if its region could not be had."""
     regions = {region: find_region(response_ids, region, tokenizer) for _, region in views}
@@ -46,7 +46,7 @@ def mark_rows(
 ) -> tuple[Tensor, Counter[str]]:
     """Return which of the rows ``held`` of each response each view reads, ``[T, V]``, and the flagged responses' counts.
 
-    ``found`` is what :func:`view_rows` gives of each response. A response of which a view reads no row that is held, as
+    ``found`` is what :func:`reading_rows` gives of each response. A response of which a view reads no row that is held, as
     where only every tenth is, is read whole and flagged.
     """
     flags = Counter[str]()
@@ -60,14 +60,14 @@ def mark_rows(
     return masks, flags
 
 
-def view_masks(
-    views: Sequence[View],
+def reading_masks(
+    views: Sequence[Reading],
     responses: Sequence[Sequence[int]],
     held: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> tuple[Tensor, Counter[str]]:
     """Find the views' regions in responses of which some rows are held, and mark them, see :func:`mark_rows`."""
-    return mark_rows([view_rows(views, ids, tokenizer) for ids in responses], held)
+    return mark_rows([reading_rows(views, ids, tokenizer) for ids in responses], held)
 
 
 def _mark(column: Tensor, rows: Sequence[int], wanted: Sequence[int], flag: Flag | None) -> Flag | None:

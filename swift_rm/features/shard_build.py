@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch import Tensor
 from swift_rm.features.index import ShardEntry, shard_name
 from swift_rm.features.quantised import StoreDtype, is_quantised, quantise, torch_dtype
 from swift_rm.features.shard_file import ShardHead, ShardImage, map_states, read_head
+from swift_rm.records.rollouts import Rollout
 
 Held = tuple[str, int, str]  # a response: its question, its number, a hash of its ids
 
@@ -119,3 +122,13 @@ def held_in(head: ShardHead) -> dict[Held, int | None]:
 
 def _offsets(sizes: Sequence[int]) -> Tensor:
     return torch.tensor([0, *sizes]).cumsum(0)
+
+
+def response_key(rollout: Rollout) -> Held:
+    """Return what a response is known by: question, number, and a hash of the prompt's and the response's ids."""
+    return rollout.question_id, int(rollout.extra.get("sample", 0)), ids_digest([rollout.prompt_ids, rollout.response_ids])
+
+
+def ids_digest(ids: Sequence[object]) -> str:
+    """Return a short hash of token ids."""
+    return hashlib.blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest()

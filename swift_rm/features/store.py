@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swift_rm.features.index import ShardEntry, read_index
 from swift_rm.features.read_states import Features
-from swift_rm.features.row_selection import View, mark_rows, view_masks, view_rows
+from swift_rm.features.row_selection import Reading, mark_rows, reading_masks, reading_rows
 from swift_rm.features.shard_file import ShardHead, map_states, read_head
 from swift_rm.reward.config import StateSource
 from swift_rm.tokens.region import WHOLE
@@ -52,7 +52,7 @@ class FeatureStore:
     def __init__(
         self,
         folder: str | Path,
-        views: Sequence[View] = (),
+        views: Sequence[Reading] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         verify: bool = True,
@@ -120,7 +120,7 @@ class FeatureStore:
         ids = tensors["response_ids"].tensor_split(tensors["response_offsets"][1:-1])
         responses = [one.tolist() for one in ids[: len(self._graded[index].labels)]]
         if one_position or self.key.stride == 1:
-            return view_masks(self.views, responses, [self.key.kept(len(one)) for one in responses], self._tokenizer)
+            return reading_masks(self.views, responses, [self.key.kept(len(one)) for one in responses], self._tokenizer)
         return self._masks_by_position(responses)
 
     def _masks_by_position(self, responses: Sequence[Sequence[int]]) -> tuple[Tensor, Counter[str]]:
@@ -128,7 +128,7 @@ class FeatureStore:
         places = {one: [v for v, (position, _) in enumerate(self.views) if position == one] for one in self.key.positions}
         masks, flags = [torch.empty(0, len(self.views), dtype=torch.bool)], Counter[str]()
         for ids in responses:
-            rows, found = torch.tensor(self.key.kept(len(ids))), view_rows(self.views, ids, self._tokenizer)
+            rows, found = torch.tensor(self.key.kept(len(ids))), reading_rows(self.views, ids, self._tokenizer)
             mask, reasons = torch.zeros(len(rows), len(self.views), dtype=torch.bool), set[str]()
             for position, columns in places.items():
                 own = self.key.kept(len(ids), position)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
-import math
 import os
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
-from itertools import accumulate, count
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -23,8 +19,8 @@ from tqdm.auto import tqdm
 
 from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.features.index import INDEX, SHARDS, FeatureIndex, ShardEntry, entries_in_order, read_index, shard_name
-from swift_rm.features.key import FeatureKey
-from swift_rm.features.shard_build import Held, PendingResponse, build_shard, held_in, relabel_shard
+from swift_rm.features.key import FeatureKey, check_states
+from swift_rm.features.shard_build import Held, PendingResponse, build_shard, held_in, ids_digest, relabel_shard, response_key
 from swift_rm.features.shard_file import broken, read_head
 from swift_rm.records.rollouts import Rollout
 
@@ -103,7 +99,7 @@ class FeatureWriter:
 
     def holds(self, rollouts: Sequence[Rollout]) -> bool:
         """Tell whether the states of all of these responses, with these labels, are in good shards or waiting to fill one."""
-        return all(self._held.get(held(rollout), "not held") == rollout.label for rollout in rollouts)
+        return all(self._held.get(response_key(rollout), "not held") == rollout.label for rollout in rollouts)
 
     def add(self, rollouts: Sequence[Rollout], states: Tensor, offsets: Tensor) -> None:
         """Take packed ``states [T, D]``, on any device, with ``offsets [B + 1]``, of what ``recording`` says of each response.
@@ -114,14 +110,14 @@ class FeatureWriter:
         if self._lock is None:
             raise RuntimeError(f"{self.folder} is not open: use FeatureWriter as a context manager")
         places = offsets.tolist()
-        self._check(rollouts, states, places)
+        check_states(self.key, rollouts, states, places)
         stored = self.key.stored_dtype or states.dtype
         for rollout, start, end in zip(rollouts, places[:-1], places[1:], strict=True):
-            name, label = held(rollout), None if rollout.label is None else int(rollout.label)
+            name, label = response_key(rollout), None if rollout.label is None else int(rollout.label)
             if name in self._held:
                 self._take_label(name, label)
                 continue
-            question = rollout.question_id, _digest(rollout.prompt_ids)
+            question = rollout.question_id, ids_digest(rollout.prompt_ids)
             if self._pending and self._pending[-1].question != question and self._bytes >= self.shard_bytes:
                 self._flush()
             kept = torch.tensor(self.key.kept(len(rollout.response_ids)), device=states.device) - self.recording.rows(0).start
@@ -145,25 +141,6 @@ class FeatureWriter:
                 self._pending[place] = replace(one, label=label)
                 return
         self._relabelled[name] = label
-
-    def _check(self, rollouts: Sequence[Rollout], states: Tensor, places: list[int]) -> None:
-        sizes = [len(self.recording.rows(len(rollout.response_ids))) for rollout in rollouts]
-        expected = [0, *accumulate(sizes)]
-        if places != expected or tuple(states.shape) != (expected[-1], self.key.width):
-            raise ValueError(
-                f"expected states [{expected[-1]}, {self.key.width}] of {len(rollouts)} responses (positions "
-                f"{self.key.positions}, layers {self.key.layers}), got {list(states.shape)} with {len(places) - 1} responses"
-            )
-        limit = torch.finfo(self.key.stored_dtype or states.dtype).max
-        # The least and the greatest value are NaN if any is: two reductions, and nothing as large as the states.
-        if not states.numel() or bool(torch.stack(states.aminmax()).abs().amax() <= limit):
-            return
-        row, column = ((~(states.abs() <= limit)).nonzero()[0]).tolist()
-        owner, value = rollouts[bisect_right(places, row) - 1], float(states[row, column])
-        what = f"too large for {self.key.dtype} ({value:.3g})" if math.isfinite(value) else "NaN or Inf"
-        raise ValueError(
-            f"the states of question {owner.question_id!r} at layer {self.key.layers[column // self.key.hidden_size]} are {what}"
-        )
 
     def _open(self) -> None:
         for rest in (*self.folder.glob(f".{SHARDS}.*"), *self.folder.glob(f".{INDEX}.*")):
@@ -262,12 +239,3 @@ class FeatureWriter:
                 stacklevel=3,
             )
         self._replaced, self._gone, self._added = [], {}, 0
-
-
-def held(rollout: Rollout) -> Held:
-    """Return what a response is known by: question, number, and a hash of the prompt's and the response's ids."""
-    return rollout.question_id, int(rollout.extra.get("sample", 0)), _digest([rollout.prompt_ids, rollout.response_ids])
-
-
-def _digest(ids: Sequence[object]) -> str:
-    return hashlib.blake2b(json.dumps(ids).encode(), digest_size=8).hexdigest()

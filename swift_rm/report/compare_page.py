@@ -7,14 +7,14 @@ from typing import Any
 
 from swift_rm.evaluation.intervals import percent, plain
 from swift_rm.evaluation.rule_comparison import Comparison, Disagreement
-from swift_rm.evaluation.rule_outcome import Choice, Side
+from swift_rm.evaluation.rule_outcome import RuleChoice, RuleOutcome
 from swift_rm.files.text import counted
 from swift_rm.records.rollouts import Rollout
 from swift_rm.report.compare_tables import notes, outcome
 from swift_rm.report.html_page import SKIP, Html, document, figure, scrolls, table, text
 from swift_rm.report.plots.chart import chart_style
 from swift_rm.report.plots.compare_charts import accuracy_by_k, difference_by_k, side_names
-from swift_rm.report.text_clipping import plain as fitted
+from swift_rm.report.text_clipping import clip_plain as fitted
 
 ROOM = 20_000  # bytes of a turn of a prompt, or of a response; a longer one is cut in its middle, and says so
 
@@ -123,7 +123,7 @@ def _verdict(one: Disagreement) -> str:
     return f"{'A' if one.a.value > one.b.value else 'B'} is right more often"
 
 
-def _card(name: str, side: Side, choice: Choice, group: Sequence[Rollout]) -> str:
+def _card(name: str, side: RuleOutcome, choice: RuleChoice, group: Sequence[Rollout]) -> str:
     word = outcome(choice.value)
     head = f"<h4>{name}: {text(side.rule)} \u2013 {_SIGNS.get(word, word)}</h4>"
     if choice.place is None:

@@ -15,10 +15,9 @@ from itertools import accumulate
 from swift_rm.records.rollouts import Rollout
 from swift_rm.report.html_page import Html
 from swift_rm.report.question_html import candidate_head, index_row, question_frame
-from swift_rm.report.question_summary import Judged
-from swift_rm.report.scored_token_columns import Tokens, tokens_of
-from swift_rm.report.text_clipping import Fitted, level, plain, plain_html, shaded, shaded_size, size
-from swift_rm.report.token_view import Scale
+from swift_rm.report.question_summary import QuestionSummary
+from swift_rm.report.text_clipping import Fitted, Tokens, clip_plain, clip_shaded, level, plain_html, shaded_size, size, tokens_of
+from swift_rm.report.token_view_data import Scale
 
 LEAST = 400  # bytes of its text that every candidate gets, if it has as many
 FEWEST = 4  # candidates of a question that stay when questions have to go
@@ -53,7 +52,7 @@ class Item:
 class Block:
     """A question on the page: its row in the index, what stands around its candidates, and these, most important first."""
 
-    question: Judged
+    question: QuestionSummary
     row: list[Html]
     before: str
     after: str
@@ -65,7 +64,7 @@ class Block:
         return sum(map(size, (*self.row, self.before, self.after))) + 30 * len(self.row) + 200
 
 
-def fit(questions: Sequence[Judged], room: int) -> tuple[list[Block], Scale]:
+def fit_page(questions: Sequence[QuestionSummary], room: int) -> tuple[list[Block], Scale]:
     """Return the questions that fit into ``room`` bytes, in their order, with fitted texts, and the scale of the colours."""
     prompt = max(LEAST, min(20_000, room // 10 // max(1, len(questions))))
     blocks, used = [], 0
@@ -87,7 +86,7 @@ def fit(questions: Sequence[Judged], room: int) -> tuple[list[Block], Scale]:
     return blocks, scale
 
 
-def _block(question: Judged, prompt: int) -> Block:
+def _block(question: QuestionSummary, prompt: int) -> Block:
     chosen = [place for place in (*question.choices.values(), question.best_right) if place is not None]
     places = dict.fromkeys([*chosen, *question.ranked])
     ranks = {place: rank for rank, place in enumerate(question.ranked)}
@@ -108,11 +107,11 @@ def _fit_texts(items: Sequence[Item], room: int, scale: Scale) -> None:
     )
     for item in main:
         item.shaded = item.tokens is not None
-        item.fitted = plain(item.rollout.response, limit) if item.tokens is None else shaded(item.tokens, scale, limit)
+        item.fitted = clip_plain(item.rollout.response, limit) if item.tokens is None else clip_shaded(item.tokens, scale, limit)
         room -= size(item.fitted.html)
     limit = level([item.whole for item in others], room)
     for item in others:
-        item.fitted = plain(item.rollout.response, limit)
+        item.fitted = clip_plain(item.rollout.response, limit)
         room -= size(item.fitted.html)
     for item in sorted(others, key=lambda item: item.rank):
         if room < LEAST:
@@ -120,7 +119,7 @@ def _fit_texts(items: Sequence[Item], room: int, scale: Scale) -> None:
         tokens, before = tokens_of(item.rollout), size(item.fitted.html)
         if tokens is None or item.fitted.left_out or (needed := shaded_size(tokens)) - before > room:
             continue
-        item.shaded, item.fitted = True, shaded(tokens, scale, needed)
+        item.shaded, item.fitted = True, clip_shaded(tokens, scale, needed)
         room -= size(item.fitted.html) - before
 
 

@@ -8,10 +8,11 @@ from itertools import chain
 
 from swift_rm.files.text import counted
 from swift_rm.report.html_page import Html, scrolls, table
-from swift_rm.report.page_budget import Block, fit
+from swift_rm.report.page_budget import Block, fit_page
 from swift_rm.report.question_html import index_header
-from swift_rm.report.question_summary import Judged, Kind, in_order
-from swift_rm.report.token_view import Scale, scale_legend
+from swift_rm.report.question_summary import Kind, QuestionSummary, by_kind
+from swift_rm.report.token_view import scale_legend
+from swift_rm.report.token_view_data import Scale
 
 TITLES: dict[Kind, str] = {
     "missed": "Wrong, although a right candidate was there",
@@ -41,10 +42,10 @@ class Shown:
     characters_left_out: int
 
 
-def browser(questions: Sequence[Judged], room: int) -> tuple[Html, Shown]:
+def browser(questions: Sequence[QuestionSummary], room: int) -> tuple[Html, Shown]:
     """Return the index and the questions in at most ``room`` bytes, and what of them that is."""
-    kinds = in_order(questions)
-    blocks, scale = fit(list(chain.from_iterable(kinds.values())), room - 12_000)  # for what is said around them
+    kinds = by_kind(questions)
+    blocks, scale = fit_page(list(chain.from_iterable(kinds.values())), room - 12_000)  # for what is said around them
     items = [item for block in blocks for item in block.items]
     shown = Shown(
         questions=len(blocks),

@@ -9,8 +9,8 @@ from html import escape
 from swift_rm.files.text import brief, clip, counted
 from swift_rm.records.rollouts import Prompt
 from swift_rm.report.html_page import Html, table, text
-from swift_rm.report.question_summary import Answer, Judged, probability
-from swift_rm.report.text_clipping import plain
+from swift_rm.report.question_summary import Answer, QuestionSummary, probability
+from swift_rm.report.text_clipping import clip_plain
 from swift_rm.report.token_view import facts, prompt_box, signed
 
 ANSWERS = 8  # of a question, that are listed with what each rule goes by
@@ -21,12 +21,12 @@ RIGHT, WRONG = "\u2713", "\u2717"
 _CANDIDATES = "Candidates, best reward first: rank, reward, probability of being right, answer, grade, how it ended, chosen by"
 
 
-def index_header(questions: Sequence[Judged]) -> list[str]:
+def index_header(questions: Sequence[QuestionSummary]) -> list[str]:
     """Return the names of the columns of :func:`index_row`, of which the second is a number."""
     return ["question", f"right of {len(questions[0].candidates)}", *questions[0].choices, "probability", "best right"]
 
 
-def index_row(question: Judged) -> list[Html]:
+def index_row(question: QuestionSummary) -> list[Html]:
     """Return a question's cells in the index: link, right candidates, each rule's answer, and how sure the first was."""
     place = question.choices[question.main]
     chance = math.nan if place is None else probability(question.candidates[place])
@@ -41,12 +41,12 @@ def index_row(question: Judged) -> list[Html]:
     ]
 
 
-def question_frame(question: Judged, room: int) -> tuple[str, str]:
+def question_frame(question: QuestionSummary, room: int) -> tuple[str, str]:
     """Return what stands before and after a question's candidates; each turn of the prompt gets its share of ``room`` bytes."""
     rules = [rule for rule in (question.main, "majority") if rule in question.choices]
     verdicts = ", ".join(f"{rule} {_verdict(question, rule)}" for rule in dict.fromkeys(rules))
     turns = _turns(question.candidates[0].prompt)
-    said = [(role, plain(turn, room // max(1, len(turns))).html) for role, turn in turns]
+    said = [(role, clip_plain(turn, room // max(1, len(turns))).html) for role, turn in turns]
     reference = question.candidates[0].extra.get("reference")
     expected = (
         f'<p class="count">Expected <b>{inline(clip(reference, ANSWER))}</b></p>\n'
@@ -63,7 +63,7 @@ def question_frame(question: Judged, room: int) -> tuple[str, str]:
     return before, f'<p class="count"><a href="#{question.kind}">Back to the index</a></p>\n</div></details>\n'
 
 
-def candidate_head(question: Judged, place: int) -> str:
+def candidate_head(question: QuestionSummary, place: int) -> str:
     """Return a candidate's HTML up to its text, open where the explained rule or the best right one is concerned."""
     one = question.candidates[place]
     known = facts(None if one.answer is None else clip(one.answer, ANSWER), one.label, clip(one.finish_reason, FACT), None)
@@ -93,7 +93,7 @@ def inline(said: object) -> str:
     return escape(shown) if shown.isascii() and shown.isprintable() else text(shown)
 
 
-def _answers(question: Judged) -> str:
+def _answers(question: QuestionSummary) -> str:
     answers = question.answers()
     if not answers:
         return '<p class="count">No candidate has an answer.</p>'
@@ -135,7 +135,7 @@ def _grade(answer: Answer) -> str:
     return f"{answer.right} of {answer.responses} right"
 
 
-def _verdict(question: Judged, rule: str) -> str:
+def _verdict(question: QuestionSummary, rule: str) -> str:
     place = question.choices[rule]
     if place is None:
         return f"{WRONG} nothing chosen"
@@ -144,7 +144,7 @@ def _verdict(question: Judged, rule: str) -> str:
     return f"{RIGHT if question.is_right(rule) else WRONG} {inline(said)}"
 
 
-def _name(question: Judged) -> str:
+def _name(question: QuestionSummary) -> str:
     return question.candidates[0].question_id or f"question {question.number}"
 
 

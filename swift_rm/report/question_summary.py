@@ -33,7 +33,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Judged:
+class QuestionSummary:
     """One question, ``number`` in the order of the file.
 
     ``ranked`` holds the candidates' places by reward, best first, those without one last. ``choices`` says which place each
@@ -101,7 +101,7 @@ class Judged:
         return sorted(found, key=lambda one: -(one.shrunk or 0.0))
 
 
-def judge(groups: Sequence[Sequence[Rollout]]) -> list[Judged]:
+def summarise_questions(groups: Sequence[Sequence[Rollout]]) -> list[QuestionSummary]:
     """Apply the main rules to questions with their graded responses, those rules whose scores are there."""
     rewards = [_floats([one.reward for one in group]) for group in groups]
     logprobs = [_floats([mean_logprob(one) for one in group]) for group in groups]
@@ -112,13 +112,13 @@ def judge(groups: Sequence[Sequence[Rollout]]) -> list[Judged]:
         answers = [one.answer for one in group]
         choices = {rule: chosen(rule, known[SCORES[rule] or "swift"][i], answers) for rule in rules}
         ranked = np.argsort(-rewards[i], kind="stable").tolist()  # NaN is last
-        judged.append(Judged(i + 1, group, ranked, choices))
+        judged.append(QuestionSummary(i + 1, group, ranked, choices))
     return judged
 
 
-def in_order(questions: Sequence[Judged]) -> dict[Kind, list[Judged]]:
+def by_kind(questions: Sequence[QuestionSummary]) -> dict[Kind, list[QuestionSummary]]:
     """Sort questions by kind: first what was missed and what was certain of, then where fewest candidates are right."""
-    groups: dict[Kind, list[Judged]] = {kind: [] for kind in KINDS}
+    groups: dict[Kind, list[QuestionSummary]] = {kind: [] for kind in KINDS}
     for question in questions:
         groups[question.kind].append(question)
     for kind, some in groups.items():

@@ -14,11 +14,10 @@ from swift_rm.report.palette import chart_style
 from swift_rm.report.plots.evaluation_charts import charts, left_out
 from swift_rm.report.plots.evaluation_json import interval
 from swift_rm.report.question_browser import Shown, browser
-from swift_rm.report.question_summary import judge
+from swift_rm.report.question_summary import summarise_questions
 from swift_rm.report.result_sentences import findings, headline
 from swift_rm.report.text_clipping import size
-from swift_rm.report.token_palette import palette_style
-from swift_rm.report.token_view import PARTS_STYLE
+from swift_rm.report.token_view import PARTS_STYLE, palette_style
 
 PAGE_BYTES = 8_000_000  # what a browser opens within three seconds on two cores, see benchmarks/report/report_page.py
 RULES = {
@@ -58,7 +57,7 @@ def render_report(
 
     The page has at most ``budget`` bytes, unless figures and charts alone have more. Raises ImportError without matplotlib.
     """
-    judged = judge(groups)
+    judged = summarise_questions(groups)
     drawn = charts(data)
     missed = sum(one.kind == "missed" for one in judged)
     links = {"figures": "Figures", "charts": "Charts", "questions": "Questions"}

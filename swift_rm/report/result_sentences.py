@@ -9,7 +9,7 @@ from typing import Any
 from swift_rm.evaluation.intervals import paired_difference, percent, plain
 from swift_rm.files.text import counted
 from swift_rm.report.plots.evaluation_json import interval
-from swift_rm.report.question_summary import Judged, probability
+from swift_rm.report.question_summary import QuestionSummary, probability
 
 FEW = 30  # questions, below which a bootstrap interval is rough
 UNLIKELY = 0.025  # the probability below which what is seen speaks against what was expected
@@ -38,7 +38,7 @@ def headline(data: Mapping[str, Any]) -> str:
     )
 
 
-def findings(data: Mapping[str, Any], questions: Sequence[Judged]) -> list[str]:
+def findings(data: Mapping[str, Any], questions: Sequence[QuestionSummary]) -> list[str]:
     """Return what speaks for and against the reward, a sentence or two each; nothing without rewards."""
     main = questions[0].main
     found = [*_ranking(data), *_calibration(data), *_unrewarded(questions)] if main != "majority" else []
@@ -73,7 +73,7 @@ def _calibration(data: Mapping[str, Any]) -> list[str]:
     return [f"Its probabilities of being right are off by {error} on average (calibration error); their Brier score is {brier}."]
 
 
-def _unrewarded(questions: Sequence[Judged]) -> list[str]:
+def _unrewarded(questions: Sequence[QuestionSummary]) -> list[str]:
     candidates = [one for question in questions for one in question.candidates]
     lacking = sum(one.reward is None or math.isnan(one.reward) for one in candidates)
     if not lacking:
@@ -86,7 +86,7 @@ def _unrewarded(questions: Sequence[Judged]) -> list[str]:
     ]
 
 
-def _parted(questions: Sequence[Judged]) -> list[str]:
+def _parted(questions: Sequence[QuestionSummary]) -> list[str]:
     parted = sum(one.parted for one in questions)
     if not parted:
         return []
@@ -96,7 +96,7 @@ def _parted(questions: Sequence[Judged]) -> list[str]:
     ]
 
 
-def _chosen(questions: Sequence[Judged]) -> list[str]:
+def _chosen(questions: Sequence[QuestionSummary]) -> list[str]:
     main = questions[0].main
     places = [(one, place) for one in questions if (place := one.choices[main]) is not None]
     chances = [(one, chance) for one, place in places if math.isfinite(chance := probability(one.candidates[place]))]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from typing import Any
 
 from swift_rm.files.text import visible
+from swift_rm.records.rollouts import Rollout
 from swift_rm.report.html_page import Html
-from swift_rm.report.scored_token_columns import Tokens
-from swift_rm.report.token_view import Scale, numbers, token_text
+from swift_rm.report.token_view import token_text
+from swift_rm.report.token_view_data import Scale, TokenView, numbers
+
+_LARGEST = 1e300  # JSON's numbers know no bounds
 
 HEAD_SHARE = 0.6  # of what is shown; the answer is at the end
 NOTE_BYTES = 100
@@ -31,7 +35,7 @@ def size(html: str) -> int:
     return len(html) if html.isascii() else len(html.encode())
 
 
-def plain(said: str, room: int) -> Fitted:
+def clip_plain(said: str, room: int) -> Fitted:
     """Return a text in at most ``room`` bytes, or ``NOTE_BYTES`` if that is more."""
     whole = plain_html(said)
     if size(whole) <= room:
@@ -43,7 +47,7 @@ def plain(said: str, room: int) -> Fitted:
     return Fitted(Html(plain_html(said[:head]) + note + plain_html(said[tail:])), left_out)
 
 
-def shaded(tokens: Tokens, scale: Scale, room: int) -> Fitted:
+def clip_shaded(tokens: Tokens, scale: Scale, room: int) -> Fitted:
     """Return tokens coloured by reward and shaded by gate in at most ``room`` bytes, or ``NOTE_BYTES`` if that is more.
 
     Neighbours of the same colour and shade are one element; tokens that hardly count, or are not read, have none.
@@ -60,7 +64,7 @@ def shaded(tokens: Tokens, scale: Scale, room: int) -> Fitted:
 
 
 def shaded_size(tokens: Tokens) -> int:
-    """Return the number of bytes that :func:`shaded` needs at most."""
+    """Return the number of bytes that :func:`clip_shaded` needs at most."""
     return size(token_text("".join(tokens.text))) + TOKEN_BYTES * len(tokens)
 
 
@@ -117,3 +121,38 @@ def _note(said: str) -> tuple[str, int]:
     lines = said.count("\n")
     more = f" and {lines:,} line ends" if lines else ""
     return f'<b class="cut">\u2026 {len(said):,} characters{more} left out \u2026</b>', len(said)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one response in columns, as read from a file; gate and reward are None where a token is not read."""
+
+    text: Sequence[str]
+    gate: Sequence[float | None]
+    reward: Sequence[float | None]
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.text)
+
+    def __getitem__(self, place: int) -> TokenView:
+        """Return one token."""
+        return TokenView(self.text[place], place, self.gate[place], self.reward[place])
+
+
+def tokens_of(rollout: Rollout) -> Tokens | None:
+    """Return a record's tokens; None if there are none, or not in order: lists of one length, of texts and of numbers or null."""
+    kept = rollout.extra.get("tokens")
+    if not isinstance(kept, Mapping):
+        return None
+    columns: list[Any] = [kept.get(key) for key in ("text", "gate", "reward")]
+    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns}) != 1:
+        return None
+    texts, gates, rewards = columns
+    if not all(isinstance(one, str) for one in texts) or not all(map(_is_number, gates)) or not all(map(_is_number, rewards)):
+        return None
+    return Tokens(texts, gates, rewards)
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST)

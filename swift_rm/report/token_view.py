@@ -4,63 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
-from itertools import accumulate
 
 from swift_rm.files.text import visible
-from swift_rm.report.html_page import MONO, Html, document, text
-from swift_rm.report.token_palette import GATE_STEPS, REWARD_STEPS, palette_style
+from swift_rm.report.html_page import DARK_INK, LIGHT_INK, MONO, Html, document, text
+from swift_rm.report.token_view_data import (
+    GATE_STEPS,
+    REWARD_STEPS,
+    CandidateView,
+    PageView,
+    QuestionView,
+    Scale,
+    TokenView,
+    numbers,
+)
 
-
-@dataclass(frozen=True)
-class TokenView:
-    """One token: its text, its id, and its gate (0..1) and reward, which are None where the reward model does not read it.
-
-    The id is None where only texts are known.
-    """
-
-    text: str
-    token_id: int | None
-    gate: float | None = None
-    reward: float | None = None
-
-
-@dataclass(frozen=True)
-class CandidateView:
-    """One response: its tokens, reward, probability of being right, and what else is known of it (None: not known)."""
-
-    tokens: Sequence[TokenView]
-    reward: float
-    probability: float
-    answer: str | None = None
-    label: int | None = None
-    finish_reason: str | None = None
-    flag: str | None = None
-
-
-@dataclass(frozen=True)
-class QuestionView:
-    """One question: its id if it has one, its prompt as (role or None, text) turns, its candidates; ``total`` were there."""
-
-    question_id: str | None
-    prompt: Sequence[tuple[str | None, str]]
-    candidates: Sequence[CandidateView]
-    total: int
-
-
-@dataclass(frozen=True)
-class PageView:
-    """What the page shows: its title, the models' names, at which state how many heads read, the questions of ``total``."""
-
-    title: str
-    base_model: str
-    reward_model: str
-    position: str
-    questions: Sequence[QuestionView]
-    total: int
-    heads: int = 1
+# Red, green and blue of the lowest reward, of 0 and of the highest, and of the ink: orange and blue are told apart by
+# colour-blind eyes too, and each mode's ink can be read on all of its colours.
+LIGHT = ((240, 140, 45), (222, 222, 218), (90, 165, 225)), LIGHT_INK
+DARK = ((176, 80, 0), (68, 68, 72), (18, 98, 172)), DARK_INK
+SHADES = (0.08, 0.35, 0.6, 0.8, 1.0)  # opacity by gate; even the palest keeps a hint of its colour
 
 
 def render_page(page: PageView) -> str:
@@ -83,31 +47,6 @@ def render_page(page: PageView) -> str:
 {sections}
 </main>"""
     return document(page.title, body, f"{PARTS_STYLE}\n{CARDS_STYLE}\n{_STYLE}\n{palette_style()}")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How numbers become colours on one page: rewards from -reward to +reward, gates from 0 to gate."""
-
-    reward: float
-    gate: float
-
-    @classmethod
-    def of(cls, tokens: Sequence[TokenView]) -> Scale:
-        """Fit the scale to a page: 90 % of all gate lies on rewards within it, the largest gate has the full shade.
-
-        Rounded up to two digits. A page without numbers, or with nothing but zeros, gets the scale 1.
-        """
-        pairs = sorted((abs(reward), gate) for gate, reward in filter(None, map(numbers, tokens)))
-        sums = list(accumulate(gate for _, gate in pairs))
-        reach = next((reward for (reward, _), sum_ in zip(pairs, sums, strict=True) if sum_ >= 0.9 * sums[-1]), 0.0)
-        return cls(_round_up(reach) or 1.0, max((gate for _, gate in pairs), default=0.0) or 1.0)
-
-    def classes(self, gate: float, reward: float) -> str:
-        """Return the CSS classes of a token: one of 21 colours, one of 5 shades."""
-        middle = REWARD_STEPS // 2
-        colour = middle + round(max(-1.0, min(1.0, reward / self.reward)) * middle)
-        return f"r{colour} g{round(min(1.0, gate / self.gate) * (GATE_STEPS - 1))}"
 
 
 def _question(number: int, question: QuestionView, scale: Scale) -> str:
@@ -216,23 +155,9 @@ def _of(shown: int, total: int, what: str) -> str:
     return f"{shown} {plural}" if shown == total else f"{shown} of {total} {plural}"
 
 
-def numbers(token: TokenView) -> tuple[float, float] | None:
-    """Return gate and reward, or None if the token is not read or its state was not finite."""
-    if token.gate is None or token.reward is None or not math.isfinite(token.gate + token.reward):
-        return None
-    return token.gate, token.reward
-
-
 def signed(value: float, digits: int = 3) -> str:
     """Return a number with its sign, or the words "not finite"."""
     return f"{value:+z.{digits}f}".replace("-", "\u2212") if math.isfinite(value) else "not finite"
-
-
-def _round_up(value: float) -> float:
-    if value <= 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")
 
 
 PARTS_STYLE = f"""\
@@ -278,3 +203,22 @@ _STYLE = """\
 .about b{color:var(--ink);font-weight:600}
 nav a{padding:0 .25rem}
 section{margin-top:1.25rem}"""
+
+
+def colour(step: int, palette: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+    """Return red, green and blue of one of the 21 colours, from the lowest reward (0) to the highest (20)."""
+    middle = REWARD_STEPS // 2
+    end = palette[0] if step < middle else palette[2]
+    share = abs(step - middle) / middle
+    red, green, blue = (round(zero + share * (full - zero)) for zero, full in zip(palette[1], end, strict=True))
+    return red, green, blue
+
+
+def palette_style() -> str:
+    """Return the CSS of the colours r0 ... r20 and the shades g0 ... g4, in light and dark: what paints ``.t``."""
+
+    def mode(palette: Sequence[Sequence[int]]) -> str:
+        return "\n".join(f".r{k}{{--c:{' '.join(map(str, colour(k, palette)))}}}" for k in range(REWARD_STEPS))
+
+    shades = "\n".join(f".g{k}{{--a:{opacity}}}" for k, opacity in enumerate(SHADES))
+    return f"{shades}\n{mode(LIGHT[0])}\n@media (prefers-color-scheme: dark){{\n{mode(DARK[0])}\n}}"

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from swift_rm.features.read_states import Features, FeatureSource, extract_features
 from swift_rm.features.record_features import record_features
-from swift_rm.features.row_selection import View, view_of
+from swift_rm.features.row_selection import Reading, reading_of
 from swift_rm.records.rollouts import Rollout, check_trainable
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.identity import check_sampled_by, describe_base
@@ -23,9 +23,9 @@ from swift_rm.scoring.record_rewards import check_record_source
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_bank import HeadBank
 from swift_rm.training.head_grid import HeadPlan, bank_layers, bank_views, check_plans
-from swift_rm.training.head_validation import Judged, held_out_auroc, judge, predict
+from swift_rm.training.head_validation import ValidatedHead, held_out_auroc, predict, validate_heads
 from swift_rm.training.input_standardisation import measure_scaling
-from swift_rm.training.question_split import members_of, question_batches, split_questions
+from swift_rm.training.question_split import question_batches, responses_of, split_questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ def fit_rollouts(
     forward_batch_size: int = 32,
     max_bytes: int | None = None,
     progress: bool = False,
-) -> list[Judged]:
+) -> list[ValidatedHead]:
     """Train a bank of heads on graded rollouts: read every state once, then fit them all (see :func:`fit_bank`)."""
     plans = describe_plans(plans, model, tokenizer, rollouts)
     features = read_rollouts_for(
@@ -102,17 +102,17 @@ def fit_features(
 ) -> SwiftRewardModel:
     """Fit one head to packed features of its layers, see :func:`fit_bank`."""
     plan = HeadPlan(config, settings or FitSettings())
-    return fit_bank(source, [plan], config.layers, [view_of(config)], progress=progress)[0].rm
+    return fit_bank(source, [plan], config.layers, [reading_of(config)], progress=progress)[0].rm
 
 
 def fit_bank(
     source: FeatureSource,
     plans: Sequence[HeadPlan],
     layers: Sequence[int],
-    views: Sequence[View],
+    views: Sequence[Reading],
     *,
     progress: bool = False,
-) -> list[Judged]:
+) -> list[ValidatedHead]:
     """Fit heads to packed features with AdamW; each stops early on the within-question AUROC of held-out questions.
 
     With ``prefixes`` the held-out loss decides instead. ``layers`` and ``views`` are what the features hold.
@@ -122,14 +122,14 @@ def fit_bank(
     weights, whatever other heads are trained beside a head (but for the order of sums).
     """
     bank, held_out, facts = train_bank(source, plans, layers, views, progress=progress)
-    return judge(bank, source, held_out, facts)
+    return validate_heads(bank, source, held_out, facts)
 
 
 def train_bank(
     source: FeatureSource,
     plans: Sequence[HeadPlan],
     layers: Sequence[int],
-    views: Sequence[View],
+    views: Sequence[Reading],
     *,
     progress: bool = False,
 ) -> tuple[HeadBank, Tensor, dict[str, Any]]:
@@ -145,7 +145,7 @@ def train_bank(
         )
     check_trainable(list(zip(map(str, source.question.tolist()), source.labels.tolist(), strict=True)))
     train, held_out = split_questions(source, settings.validation, settings.seed)
-    responses = members_of(source.question, train)
+    responses = responses_of(source.question, train)
     right_share = float(source.labels[responses].double().mean())
     questions = int(source.question.max()) + 1
     bank = HeadBank(plans, layers, views, measure_scaling(source, train), right_share=right_share, questions=questions)

@@ -20,7 +20,7 @@ from swift_rm.tasks.task import Question
 from swift_rm.training.fit import describe_plans
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan
-from swift_rm.training.head_validation import Judged, best_of
+from swift_rm.training.head_validation import ValidatedHead, best_of
 from swift_rm.training.online_trainer import REPLAY_BYTES, OnlineTrainer
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class OnlineFit:
     replay buffer forgot, and the seconds that training and the whole took.
     """
 
-    judged: tuple[Judged, ...]
+    judged: tuple[ValidatedHead, ...]
     rollouts: list[Rollout]
     held_out: frozenset[str]
     facts: Mapping[str, Any]
 
     @property
-    def best(self) -> Judged:
+    def best(self) -> ValidatedHead:
         """The head with the highest within-question AUROC on held-out questions."""
         return best_of(self.judged)
 

@@ -12,7 +12,7 @@ from swift_rm_kernels.reference import pool_prefixes_reference
 from torch import Tensor
 
 from swift_rm.features.read_states import Batch
-from swift_rm.features.row_selection import View, view_of
+from swift_rm.features.row_selection import Reading, reading_of
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.logprob_features import LEAST_DEVIATION
 from swift_rm.reward.reward_model import SwiftRewardModel
@@ -73,7 +73,7 @@ class HeadBank:
         self,
         plans: Sequence[HeadPlan],
         layers: Sequence[int],
-        views: Sequence[View],
+        views: Sequence[Reading],
         scalings: Sequence[Scaling],
         *,
         right_share: float,
@@ -83,7 +83,7 @@ class HeadBank:
         self.plans, self.members = list(plans), list[Member]()
         for group, plan in enumerate(plans):
             columns = _columns(plan.config, layers)
-            view = _place(view_of(plan.config), views) if len(views) > 1 else None
+            view = _place(reading_of(plan.config), views) if len(views) > 1 else None
             least = LEAST_DEVIATION if plan.config.source == "top_logprobs" else 0.0
             scaling = scalings[view or 0].of(columns, plan.settings.standardise, len(plan.config.layers), least)
             for i in range(plan.settings.ensemble):
@@ -194,7 +194,7 @@ def _columns(config: SwiftConfig, layers: Sequence[int]) -> Tensor | slice:
     return torch.cat([torch.arange(size) + size * list(layers).index(layer) for layer in config.layers])
 
 
-def _place(view: View, views: Sequence[View]) -> int:
+def _place(view: Reading, views: Sequence[Reading]) -> int:
     if view not in views:
         raise ValueError(f"a head reads position {view[0]!r} and region {view[1]!r}, but the features hold {list(views)}")
     return list(views).index(view)

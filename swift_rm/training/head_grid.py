@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from swift_rm.features.row_selection import View, view_of
+from swift_rm.features.row_selection import Reading, reading_of
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.training.fit_settings import FitSettings
 
@@ -75,9 +75,9 @@ def bank_layers(plans: Sequence[HeadPlan]) -> tuple[int, ...]:
     return sets.pop() if len(sets) == 1 else tuple(sorted({layer for layers in sets for layer in layers}))
 
 
-def bank_views(plans: Sequence[HeadPlan]) -> list[View]:
+def bank_views(plans: Sequence[HeadPlan]) -> list[Reading]:
     """Return the positions and regions that the plans read between them, each once."""
-    return list(dict.fromkeys(view_of(plan.config) for plan in plans))
+    return list(dict.fromkeys(reading_of(plan.config) for plan in plans))
 
 
 def table_row(plan: HeadPlan) -> dict[str, Any]:

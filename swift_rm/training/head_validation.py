@@ -18,11 +18,11 @@ from swift_rm.reward.reward_model import SwiftRewardModel
 from swift_rm.training.head_bank import HeadBank
 from swift_rm.training.head_grid import HeadPlan, table_row
 from swift_rm.training.input_standardisation import CHUNK
-from swift_rm.training.question_split import members_of
+from swift_rm.training.question_split import responses_of
 
 
 @dataclass(frozen=True)
-class Judged:
+class ValidatedHead:
     """One trained plan: its reward model, its within-question AUROC on held-out questions, and its row of the table."""
 
     plan: HeadPlan
@@ -37,7 +37,7 @@ def predict(bank: HeadBank, source: FeatureSource, questions: Tensor) -> tuple[T
     rewards, labels, question = [], [], []
     for index in range(len(source)):
         features = source.shard(index)
-        for batch in features.batches(members_of(features.question, questions), CHUNK):
+        for batch in features.batches(responses_of(features.question, questions), CHUNK):
             rewards.append(bank.rewards(batch).cpu())
             labels.append(batch.labels)
             question.append(batch.question)
@@ -55,7 +55,7 @@ def held_out_auroc(rewards: Tensor, labels: Tensor, question: Tensor) -> float:
     return float(np.nanmean(question_aurocs(rewards, labels, question)))
 
 
-def judge(bank: HeadBank, source: FeatureSource, held_out: Tensor, facts: Mapping[str, Any]) -> list[Judged]:
+def validate_heads(bank: HeadBank, source: FeatureSource, held_out: Tensor, facts: Mapping[str, Any]) -> list[ValidatedHead]:
     """Return every plan's reward model with its best weights, calibrated on the held-out questions, in the plans' order.
 
     ``facts`` of the training are kept in each model's configuration.
@@ -79,11 +79,11 @@ def judge(bank: HeadBank, source: FeatureSource, held_out: Tensor, facts: Mappin
             "validation_auroc_within": round(auroc.value, 4), **_unusual(plan),
         }  # fmt: skip
         row = {**table_row(plan), "auroc_within": auroc.to_dict(), "best_epoch": max(epochs), "parameters": _size(rm)}
-        judged.append(Judged(plan, rm.with_config(calibration=calibration.to_dict(), training=training), auroc, row))
+        judged.append(ValidatedHead(plan, rm.with_config(calibration=calibration.to_dict(), training=training), auroc, row))
     return judged
 
 
-def best_of(judged: Sequence[Judged]) -> Judged:
+def best_of(judged: Sequence[ValidatedHead]) -> ValidatedHead:
     """Return the plan with the highest held-out AUROC, the first of equals."""
     return max(judged, key=lambda one: one.auroc.value)
 

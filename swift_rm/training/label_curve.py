@@ -19,19 +19,24 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from swift_rm.evaluation.question_figures import question_figures
-from swift_rm.evaluation.seed_intervals import SeedResamples
+from swift_rm.evaluation.auroc import within_question_auroc
+from swift_rm.evaluation.intervals import SeedResamples
+from swift_rm.evaluation.rule_curves import election
+from swift_rm.evaluation.subset_accuracy import Count, Subsets, best_of_curves, fixed_weights, sums, vote_curve
 from swift_rm.features.read_states import Features, FeatureSource
-from swift_rm.features.row_selection import View
+from swift_rm.features.row_selection import Reading
 from swift_rm.records.rollouts import MIN_QUESTIONS
 from swift_rm.reward.head import combine
+from swift_rm.selection.rules import reward_weights, shrunk_means
 from swift_rm.training.fit import train_bank
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan
 from swift_rm.training.head_validation import predict
-from swift_rm.training.question_split import members_of, mixed_questions, split_questions
+from swift_rm.training.question_split import mixed_questions, responses_of, split_questions
 
 Floats = npt.NDArray[np.float64]
+VOTES: dict[str, Count] = {"vote": sums, "shrunk": shrunk_means}  # what an answer has from its weights, sigmoid(reward)
+
 
 POINTS, SEEDS = 5, 3
 SHOWN = ("auroc", "best", "shrunk")
@@ -48,7 +53,7 @@ class SomeQuestions:
     @classmethod
     def of(cls, source: FeatureSource, questions: Tensor) -> SomeQuestions:
         """Choose questions by their numbers."""
-        responses = members_of(source.question, questions)
+        responses = responses_of(source.question, questions)
         return cls(source, source.labels[responses], source.question[responses])
 
     def __len__(self) -> int:
@@ -90,7 +95,7 @@ def label_curve(
     source: FeatureSource,
     plan: HeadPlan,
     layers: Sequence[int],
-    views: Sequence[View],
+    views: Sequence[Reading],
     answers: Sequence[str | None] | None = None,
     *,
     seeds: int = SEEDS,
@@ -129,7 +134,7 @@ class _Judges:
     """The held-out questions: their responses' places among the rewards, labels and answers."""
 
     def __init__(self, source: FeatureSource, held_out: Tensor, answers: Sequence[str | None] | None) -> None:
-        responses = members_of(source.question, held_out)
+        responses = responses_of(source.question, held_out)
         question = source.question[responses]
         self._places = [(question == number).nonzero().flatten().numpy() for number in held_out]
         labels = source.labels[responses].double().numpy()
@@ -150,3 +155,25 @@ class _Judges:
 def _seeds(settings: FitSettings, seeds: int) -> list[int]:
     """Return seeds of which no two share a head's first weights: an ensemble takes as many as it has heads."""
     return [settings.seed + settings.ensemble * i for i in range(seeds)]
+
+
+def question_figures(
+    rewards: Sequence[Floats] | Floats, labels: Sequence[Floats] | Floats, answers: Sequence[Sequence[str | None]] | None = None
+) -> dict[str, Floats]:
+    """Return the figures "auroc", "best" and, with ``answers``, "vote" and "shrunk" of each question, [Q] each.
+
+    ``rewards`` and ``labels`` have an array a question, as long as it has responses. AUROC is NaN where all labels are
+    equal; the others are expected accuracies, ties being shared.
+    """
+    best = [best_of_curves(one[None], right[None])[0, -1] for one, right in zip(rewards, labels, strict=True)]
+    found = {"auroc": within_question_auroc(rewards, labels), "best": np.array(best)}
+    if answers is not None:
+        cases = list(zip(rewards, labels, answers, strict=True))
+        found |= {name: np.array([_elected(*case, count) for case in cases]) for name, count in VOTES.items()}
+    return found
+
+
+def _elected(rewards: Floats, labels: Floats, answers: Sequence[str | None], count: Count) -> float:
+    everyone = Subsets(len(rewards), 1, np.random.default_rng(0), [len(rewards)])  # the only subset of that size
+    codes, values = election(answers, labels)
+    return float(vote_curve(fixed_weights, reward_weights(rewards), codes, values, everyone, count)[0])

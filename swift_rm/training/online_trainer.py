@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from swift_rm.capture.state_recorder import RecordingSpec
-from swift_rm.features.read_states import Features
-from swift_rm.features.row_selection import view_masks
+from swift_rm.features.read_states import Batch, Features, join_batches
+from swift_rm.features.row_selection import reading_masks
 from swift_rm.records.rollouts import Rollout
 from swift_rm.training.head_bank import HeadBank
 from swift_rm.training.head_grid import HeadPlan, bank_layers, bank_views, check_plans
-from swift_rm.training.head_validation import Judged, judge
+from swift_rm.training.head_validation import ValidatedHead, validate_heads
 from swift_rm.training.input_standardisation import measure_scaling
-from swift_rm.training.question_split import members_of
-from swift_rm.training.replay_buffer import ReplayBuffer
+from swift_rm.training.question_split import responses_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class OnlineTrainer:
         held = torch.isin(seen, self._held_out)
         for buffer, chosen, device in ((self._held, seen[held], "cpu"), (self._train, seen[~held], None)):
             if len(chosen):
-                buffer.add(features.only(members_of(features.question, chosen), device))
+                buffer.add(features.only(responses_of(features.question, chosen), device))
         if held.all():
             return
         newest = self._train.shard(len(self._train) - 1)
@@ -97,12 +97,12 @@ class OnlineTrainer:
             )  # fmt: skip
         factor = min(1.0, 2 * (1 - (len(self._names) - 0.5 * len(questions)) / self._questions))
         for chunk in torch.split(questions[torch.randperm(len(questions), generator=self._generator)], settings.batch_size):
-            self._bank.step(newest.batch(members_of(newest.question, chunk)), factor)
+            self._bank.step(newest.batch(responses_of(newest.question, chunk)), factor)
             for _ in range(self._replay):
                 self._bank.step(self._train.draw(settings.batch_size, self._generator), factor)
             self._steps += 1 + self._replay
 
-    def finish(self) -> list[Judged]:
+    def finish(self) -> list[ValidatedHead]:
         """Return every head, judged and calibrated on the held-out questions; raise ValueError if these cannot tell."""
         judging = self._held
         if self._bank is None or not len(judging):
@@ -125,7 +125,7 @@ class OnlineTrainer:
             "validation_questions": len(by_question), "right_share": round(self._right / max(1, self._responses), 4),
             **self._flags,
         }  # fmt: skip
-        return judge(self._bank, judging, torch.unique(judging.question), facts)
+        return validate_heads(self._bank, judging, torch.unique(judging.question), facts)
 
     @property
     def held_out(self) -> frozenset[str]:
@@ -153,9 +153,68 @@ class OnlineTrainer:
         masks = None
         if len(self._views) > 1 or self._views[0][1] != "response":
             ids = [rollout.response_ids for rollout in rollouts]
-            masks, flags = view_masks(self._views, ids, [self.recording.rows(len(one)) for one in ids], self._tokenizer)
+            masks, flags = reading_masks(self._views, ids, [self.recording.rows(len(one)) for one in ids], self._tokenizer)
             self._flags += flags
         labels = torch.tensor([rollout.label if rollout.label is not None else 0 for rollout in rollouts])
         question = torch.tensor([self._names[rollout.question_id] for rollout in rollouts])
         whole = Features(states, offsets.cpu(), labels, question, masks=masks, views=tuple(self._views))
         return whole if len(graded) == len(rollouts) else whole.only(graded)
+
+
+class ReplayBuffer:
+    """Keep questions' states, of at most ``max_bytes`` together: the latest, the newest batch always, or the ``first`` ones.
+
+    Shards, as a :class:`swift_rm.features.read_states.FeatureSource` has them, are the batches that were added.
+    """
+
+    def __init__(self, max_bytes: int, *, first: bool = False) -> None:
+        if max_bytes < 1:
+            raise ValueError(f"the replay buffer needs at least 1 byte, got {max_bytes}")
+        self.max_bytes, self.bytes, self._first = max_bytes, 0, first
+        self.forgotten = 0  # questions
+        self._shards: deque[tuple[Features, Tensor]] = deque()  # with the questions it holds
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of the responses that are kept, ``[B]``."""
+        return torch.cat([features.labels for features, _ in self._shards])
+
+    @property
+    def question(self) -> Tensor:
+        """The question numbers of the responses that are kept, ``[B]``."""
+        return torch.cat([features.question for features, _ in self._shards])
+
+    def shard(self, index: int) -> Features:
+        """Return one of the batches that are kept, the oldest first."""
+        return self._shards[index][0]
+
+    def add(self, features: Features) -> None:
+        """Take one batch; the oldest are forgotten where they no longer fit, or this one if the first are kept."""
+        if self._first and len(self._shards) and self.bytes + _size(features) > self.max_bytes:
+            self.forgotten += len(torch.unique(features.question))
+            return
+        self._shards.append((features, torch.unique(features.question)))
+        self.bytes += _size(features)
+        while self.bytes > self.max_bytes and len(self._shards) > 1:
+            oldest, questions = self._shards.popleft()
+            self.bytes -= _size(oldest)
+            self.forgotten += len(questions)
+
+    def draw(self, questions: int, generator: torch.Generator) -> Batch:
+        """Return so many random questions' responses, or all if there are fewer."""
+        ends = list(accumulate(len(held) for _, held in self._shards))
+        places = torch.randperm(ends[-1], generator=generator)[:questions].sort().values
+        parts, start = [], 0
+        for (features, held), end in zip(self._shards, ends, strict=True):
+            chosen = held[places[(places >= start) & (places < end)] - start]
+            if len(chosen):
+                parts.append(features.batch(responses_of(features.question, chosen)))
+            start = end
+        return join_batches(parts)
+
+
+def _size(features: Features) -> int:
+    return features.states.numel() * features.states.itemsize

@@ -35,7 +35,7 @@ def split_questions(source: FeatureSource, share: float, seed: int) -> tuple[Ten
     return rest.nonzero().flatten(), chosen
 
 
-def members_of(question: Tensor, chosen: Tensor) -> Tensor:
+def responses_of(question: Tensor, chosen: Tensor) -> Tensor:
     """Return the indices of the responses to the chosen questions."""
     return torch.isin(question, chosen).nonzero().flatten()
 
@@ -56,7 +56,7 @@ def question_batches(
         here = here if order is None else here[torch.randperm(len(here), generator=order)]
         while len(here):
             chosen, here = here[:missing], here[missing:]
-            parts.append(features.batch(members_of(features.question, chosen)))
+            parts.append(features.batch(responses_of(features.question, chosen)))
             missing -= len(chosen)
             if not missing:
                 yield join_batches(parts)

@@ -13,8 +13,8 @@ from benchmarks.heads.rival_rows import rival_rows
 from benchmarks.heads.worlds import Asked, draw_questions, sampled
 from benchmarks.text_table import Table, shown
 from swift_rm import SwiftConfig
+from swift_rm.evaluation.intervals import SeedResamples
 from swift_rm.evaluation.rule_curves import rule_curves
-from swift_rm.evaluation.seed_intervals import SeedResamples
 from swift_rm.features.read_states import Features
 from swift_rm.records.rollouts import Rollout
 from swift_rm.training.fit import fit_bank

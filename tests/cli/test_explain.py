@@ -5,7 +5,7 @@ import pytest
 
 from swift_rm.cli.main import main
 from swift_rm.records.answered_questions import read_answered_questions
-from swift_rm.report.candidate_view import view_candidate
+from swift_rm.report.token_view_data import view_candidate
 from swift_rm.scoring.token_scoring import ScoredTokens
 from tests.report.test_token_view import Page
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swift_rm import StreamingReward, best_of_n, score
-from swift_rm.report.candidate_view import view_candidate
+from swift_rm.report.token_view_data import view_candidate
 from swift_rm.scoring.score import score_encoded
 from swift_rm.scoring.teacher_forced_states import packed_states
 from swift_rm.scoring.token_scoring import score_tokens

@@ -12,7 +12,7 @@ from swift_rm import SwiftConfig, SwiftRewardModel
 from swift_rm.cli.probe import run_probe
 from swift_rm.evaluation.class_separation import separation
 from swift_rm.evaluation.gate_mass import KINDS, TENTHS, gate_mass, mass_of_gates, token_kinds
-from swift_rm.evaluation.layer_auroc import cross_validated, layer_auroc, mixed_questions, question_folds, within
+from swift_rm.evaluation.layer_auroc import cross_validated, layer_auroc, mixed_question_numbers, question_aurocs, question_folds
 from swift_rm.evaluation.probed_states import read_states
 from swift_rm.evaluation.probing import format_probe, probe
 from swift_rm.evaluation.response_summaries import summarise
@@ -117,12 +117,12 @@ def test_mixed_questions_are_spread_over_the_folds_and_within_leaves_the_others_
     features = planted(questions=40)
     labels = torch.where(features.question < 35, 1, torch.arange(240) % 2)  # five mixed questions, thirty-five all right
     made = summarise(replace(features, labels=labels), CONFIG)
-    assert mixed_questions(made).tolist() == [35, 36, 37, 38, 39]
+    assert mixed_question_numbers(made).tolist() == [35, 36, 37, 38, 39]
     for _, test in question_folds(made, 5, seed=3):
         assert len({q for q in made.question[test] if q >= 35}) == 1
     shuffled = np.random.default_rng(0).permutation(240)
     scores = made.labels + 0.1 * (made.question == 35)
-    assert within(scores[shuffled], made.labels[shuffled], made.question[shuffled]).tolist() == [1.0] * 5
+    assert question_aurocs(scores[shuffled], made.labels[shuffled], made.question[shuffled]).tolist() == [1.0] * 5
 
 
 def test_separation_of_a_planted_layer_and_of_noise():

@@ -6,8 +6,8 @@ import pytest
 
 from swift_rm.evaluation.evaluate import evaluate
 from swift_rm.evaluation.paired_questions import match
-from swift_rm.evaluation.rule_comparison import compare, count, disagreements
-from swift_rm.evaluation.rule_outcome import SCORES, Choice, Side, check_rule, chosen, measure
+from swift_rm.evaluation.rule_comparison import agreement_table, compare, disagreements
+from swift_rm.evaluation.rule_outcome import SCORES, RuleChoice, RuleOutcome, check_rule, chosen, measure
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_what_is_chosen_on_four_responses():
 
 
 def test_questions_are_counted_in_parts_by_one_coin():
-    table = count(np.array([1, 1, 0, 0.5, 0.5, 1 - 1e-12]), np.array([1, 0, 0, 0.5, 1, 0]))
+    table = agreement_table(np.array([1, 1, 0, 0.5, 0.5, 1 - 1e-12]), np.array([1, 0, 0, 0.5, 1, 0]))
     assert (table.both_right, table.only_a, table.only_b, table.both_wrong) == (2.0, 2.0, 0.5, 1.5)
     assert table.parted == 2
 
@@ -120,8 +120,8 @@ def test_questions_are_counted_in_parts_by_one_coin():
 def hand_made(values, aurocs=None, answers=None):
     values = np.array(values, dtype=float)
     answers = answers or ["x"] * len(values)
-    choices = [Choice(0, answer, None, value) for answer, value in zip(answers, values[:, -1].tolist(), strict=True)]
-    return Side("f", "r", values, choices, None if aurocs is None else np.array(aurocs), 0, 1.0)
+    choices = [RuleChoice(0, answer, None, value) for answer, value in zip(answers, values[:, -1].tolist(), strict=True)]
+    return RuleOutcome("f", "r", values, choices, None if aurocs is None else np.array(aurocs), 0, 1.0)
 
 
 def test_the_lead_changes_where_the_curves_cross(make_rollout):
@@ -146,8 +146,10 @@ def test_auroc_is_over_the_questions_with_right_and_wrong_responses(make_rollout
 
 
 def test_questions_that_only_one_answers_right_come_first():
-    a = [Choice(0, answer, None, value) for answer, value in (("x", 1), ("x", 0), ("x", 0.5), ("x", 0), (None, 0), ("x", 0.5))]
-    b = [Choice(1, answer, None, value) for answer, value in (("x", 1), ("y", 0), ("y", 1), ("y", 1), (None, 0), ("x", 0.5))]
+    a = [
+        RuleChoice(0, answer, None, value) for answer, value in (("x", 1), ("x", 0), ("x", 0.5), ("x", 0), (None, 0), ("x", 0.5))
+    ]
+    b = [RuleChoice(1, answer, None, value) for answer, value in (("x", 1), ("y", 0), ("y", 1), ("y", 1), (None, 0), ("x", 0.5))]
     assert [one.question for one in disagreements(a, b)] == [3, 2, 1]
 
 

@@ -3,7 +3,7 @@ import torch
 
 from swift_rm import SwiftConfig
 from swift_rm.features.read_states import extract_features
-from swift_rm.features.row_selection import view_masks, view_of, view_rows
+from swift_rm.features.row_selection import reading_masks, reading_of, reading_rows
 
 VIEWS = [(position, region) for position in ("generating", "token") for region in ("response", "after:</think>", "steps:, ")]
 TEXT = "so 12+15=27, 27+08=35, </think><answer>35</answer>"
@@ -18,10 +18,10 @@ def test_a_mask_tells_for_each_held_row_whether_the_view_reads_it(tokenizer, hel
     responses = [ids(tokenizer, TEXT), ids(tokenizer, "now 12+15=27, </think>"), ids(tokenizer, "01+01=02")]
     rows = [range(0, len(one) + 1) for one in responses]
     rows = {"all": rows, "every second": [one[::2] for one in rows], "list": [list(one) for one in rows]}[held]
-    masks, flags = view_masks(VIEWS, responses, rows, tokenizer)
+    masks, flags = reading_masks(VIEWS, responses, rows, tokenizer)
     expected = []
     for response, here in zip(responses, rows, strict=True):
-        columns = [[row in wanted for row in here] for wanted, _ in view_rows(VIEWS, response, tokenizer)]
+        columns = [[row in wanted for row in here] for wanted, _ in reading_rows(VIEWS, response, tokenizer)]
         columns = [column if any(column) else [True] * len(column) for column in columns]
         expected += [list(row) for row in zip(*columns, strict=True)]
     assert torch.equal(masks, torch.tensor(expected))
@@ -35,6 +35,6 @@ def test_views_of_one_table_are_what_each_configuration_reads_alone(llama, token
     together = extract_features(llama, tokenizer, made, config, views=VIEWS)
     for place, (position, region) in enumerate(VIEWS):
         alone = extract_features(llama, tokenizer, made, SwiftConfig(32, (0, 3), position=position, region=region))
-        assert view_of(SwiftConfig(32, (0, 3), position=position, region=region)) == VIEWS[place]
+        assert reading_of(SwiftConfig(32, (0, 3), position=position, region=region)) == VIEWS[place]
         assert torch.allclose(together.states[together.masks[:, place]], alone.states, atol=1e-5)
         assert alone.masks is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from swift_rm.features.row_selection import view_rows
+from swift_rm.features.row_selection import reading_rows
 from swift_rm.features.store import FeatureStore
 from swift_rm.features.writer import FeatureWriter
 from tests.features.feature_stores import fill, make_key, make_rollouts, state_of, states_of
@@ -29,7 +29,7 @@ def slow_rows(rollout, key, view=None, tokenizer=None):
         kept = ("generating" in positions and row < tokens and (tokens - 1 - row) % key.stride == 0) or (
             "token" in positions and row > 0 and (tokens - row) % key.stride == 0
         )
-        if kept and (view is None or row in view_rows([view], rollout.response_ids, tokenizer)[0][0]):
+        if kept and (view is None or row in reading_rows([view], rollout.response_ids, tokenizer)[0][0]):
             rows.append(row)
     return rows
 

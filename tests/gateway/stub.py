@@ -14,7 +14,7 @@ from pathlib import Path
 from swift_rm.cli.main import main
 from swift_rm.gateway.process import serving
 from swift_rm.gateway.request.backend import Answer
-from swift_rm.report.token_view import CandidateView, TokenView
+from swift_rm.report.token_view_data import CandidateView, TokenView
 from swift_rm.selection.candidates import Candidate
 
 FOLDER = Path(os.environ.get("STUB", "."))

@@ -25,7 +25,7 @@ def run(script, tmp_path, **variables):
 
 
 def test_every_kernel_compiles_for_two_generations_of_gpus(tmp_path):
-    built = [json.loads(line) for line in run(["compile_kernels.py"], tmp_path)]
+    built = [json.loads(line) for line in run(["kernels/compile_kernels.py"], tmp_path)]
     assert len(built) == 2 * (3 * 4 + 4)
     for one in built:
         assert one["local"] == 0 and one["stack"] == 0, f"registers are spilled: {one}"
@@ -34,7 +34,7 @@ def test_every_kernel_compiles_for_two_generations_of_gpus(tmp_path):
 
 
 def test_every_launch_is_one_that_triton_accepts(tmp_path):
-    launches = [line.split(maxsplit=1) for line in run(["launch_kernels.py"], tmp_path)]
+    launches = [line.split(maxsplit=1) for line in run(["kernels/launch_kernels.py"], tmp_path)]
     steps = [how for kernel, how in launches if kernel == "_gated_step_kernel"]
     assert steps == ["(5, 3) True", "(1, 3) True"], "one launch for all layers and rows, 16 bytes at a time"
     assert len(launches) == 2 + 2 * 3 * 2 + 2

@@ -155,7 +155,7 @@ def test_a_machine_without_fonts_draws_without_a_word(tmp_path):
     program = (
         "import matplotlib.font_manager as fonts\n"
         "fonts.fontManager.ttflist = [f for f in fonts.fontManager.ttflist if 'mpl-data' in f.fname]\n"
-        "from tests.test_chart import chart\n"
+        "from tests.report.test_chart import chart\n"
         "import sys; print(len(chart().svg()), 'matplotlib.pyplot' in sys.modules)"
     )
     environment = {

@@ -7,7 +7,7 @@ import pytest
 from swift_rm.evaluation.evaluate import evaluate
 from swift_rm.files.text import visible
 from swift_rm.report.html_page import POLICY
-from swift_rm.report.question_summary import in_order, judge, probability
+from swift_rm.report.question_summary import by_kind, probability, summarise_questions
 from swift_rm.report.report_page import About, render_report
 from swift_rm.selection.rules import select
 from tests.report.test_token_view import HOSTILE, UNSEEN, Page, browse  # noqa: F401
@@ -62,21 +62,21 @@ def words(html):
 
 
 def test_choices_are_those_of_selection_and_kinds_follow(groups):
-    judged = judge(groups)
+    judged = summarise_questions(groups)
     for one, group in zip(judged, groups, strict=True):
         rewards, answers = [r.reward for r in group], [r.answer for r in group]
         for rule, name in {"swift_shrunk": "shrunk", "swift_best": "best", "swift_vote": "vote", "majority": "majority"}.items():
             assert one.choices[rule] == select(name, rewards, answers).index
         assert [group[place].reward for place in one.ranked] == sorted(rewards, reverse=True)
     assert [one.kind for one in judged] == ["kept", "missed", "lost", "missed", "gained"]
-    ordered = in_order(judged)
+    ordered = by_kind(judged)
     assert [one.candidates[0].question_id for one in ordered["missed"]] == ["missed", "unsure"]  # the most certain first
     assert (judged[3].right, judged[3].best_right, judged[3].certainty) == (1, 0, 3.0)
     assert list(judged[0].choices) == ["swift_shrunk", "swift_best", "swift_vote", "majority", "mean_logprob"]
 
 
 def test_the_answers_have_what_each_rule_goes_by(groups):
-    (first, second) = judge(groups)[3].answers()
+    (first, second) = summarise_questions(groups)[3].answers()
     sigmoid = [1 / (1 + math.exp(-reward)) for reward in (3.0, 1.0, -2.0)]
     shrink = 2 * math.sqrt(3)
     assert (first.answer, first.responses, first.right, first.highest) == ("b", 2, 0, 3.0)
@@ -241,7 +241,7 @@ def test_in_a_narrow_window_the_caption_says_how_lines_look(groups):
 
 def test_a_response_nobody_can_score_is_last_and_never_chosen(make_rollout):
     group = question(make_rollout, "q", ["a", None, "b"], "001", [None, 1.0, -1.0], extra={"flag": "marker_missing"})
-    (one,) = judge([group])
+    (one,) = summarise_questions([group])
     assert one.ranked == [1, 2, 0]
     assert one.choices["swift_shrunk"] == 2
     said = words(render([group])[0])

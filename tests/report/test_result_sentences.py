@@ -1,7 +1,7 @@
 import pytest
 
 from swift_rm.evaluation.evaluate import evaluate
-from swift_rm.report.question_summary import judge
+from swift_rm.report.question_summary import summarise_questions
 from swift_rm.report.result_sentences import FEW, findings, headline
 
 
@@ -14,7 +14,7 @@ def question(make_rollout, name, answers, labels, rewards, **fields):
 
 def said(groups):
     data = evaluate([one for group in groups for one in group], bootstrap=50).to_dict()
-    return " ".join([headline(data), *findings(data, judge(groups))])
+    return " ".join([headline(data), *findings(data, summarise_questions(groups))])
 
 
 def sure(make_rollout, right, wrong, reward):

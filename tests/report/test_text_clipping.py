@@ -3,9 +3,18 @@ import random
 import pytest
 
 from swift_rm.files.text import brief, clip
-from swift_rm.report.scored_token_columns import Tokens, tokens_of
-from swift_rm.report.text_clipping import NOTE_BYTES, level, plain, plain_html, shaded, shaded_size, size
-from swift_rm.report.token_view import Scale
+from swift_rm.report.text_clipping import (
+    NOTE_BYTES,
+    Tokens,
+    clip_plain,
+    clip_shaded,
+    level,
+    plain_html,
+    shaded_size,
+    size,
+    tokens_of,
+)
+from swift_rm.report.token_view_data import Scale
 from tests.report.test_token_view import HOSTILE, UNSEEN, Page
 
 SCALE = Scale(4.0, 1.0)
@@ -23,7 +32,7 @@ def kept(count, seed=0, text=" word"):
 @pytest.mark.parametrize("said", TEXTS)
 @pytest.mark.parametrize("room", [NOTE_BYTES, 130, 1000, 3000, 10**6])
 def test_a_text_fits_and_says_how_much_is_left_out_of_its_middle(said, room):
-    fitted = plain(said, room)
+    fitted = clip_plain(said, room)
     assert size(fitted.html) <= max(room, NOTE_BYTES)
     if size(plain_html(said)) <= room:
         assert (fitted.html, fitted.left_out) == (plain_html(said), 0)
@@ -39,7 +48,7 @@ def test_a_text_fits_and_says_how_much_is_left_out_of_its_middle(said, room):
 
 def test_what_is_kept_and_what_is_left_out_are_the_whole_and_its_line_ends_are_counted():
     said = "\n".join(f"line {number}" for number in range(10_000))
-    fitted = plain(said, 2000)
+    fitted = clip_plain(said, 2000)
     before, after = fitted.html.split('<b class="cut">')[0], fitted.html.split("</b>")[1]
     assert said.startswith(before)
     assert said.endswith(after)
@@ -52,17 +61,17 @@ def test_what_is_kept_and_what_is_left_out_are_the_whole_and_its_line_ends_are_c
 @pytest.mark.parametrize("room", [NOTE_BYTES, 500, 2000, 10**6])
 def test_shaded_tokens_fit_too(room):
     tokens = kept(400)
-    fitted = shaded(tokens, SCALE, room)
+    fitted = clip_shaded(tokens, SCALE, room)
     assert size(fitted.html) <= room
     Page(f"<p>{fitted.html}</p>")  # no element is cut
     assert ("word" in fitted.html) == (room > 200)
     assert (fitted.left_out == 0) == (room == 10**6)
-    assert size(shaded(tokens, SCALE, 10**6).html) <= shaded_size(tokens)
+    assert size(clip_shaded(tokens, SCALE, 10**6).html) <= shaded_size(tokens)
 
 
 def test_neighbours_of_one_class_are_one_element_and_what_hardly_counts_has_none():
     tokens = Tokens(["a", "b", "c", "d", "e"], [1.0, 1.0, 0.01, None, 1.0], [4.0, 4.0, 4.0, None, -4.0])
-    assert shaded(tokens, SCALE, 1000).html == '<i class="r20 g4">ab</i>cd<i class="r0 g4">e</i>'
+    assert clip_shaded(tokens, SCALE, 1000).html == '<i class="r20 g4">ab</i>cd<i class="r0 g4">e</i>'
 
 
 def test_the_level_is_that_of_a_slow_search():
@@ -97,5 +106,5 @@ def test_tokens_that_are_not_in_order_are_none(make_rollout, tokens):
 def test_tokens_are_read_with_numbers_of_any_kind(make_rollout):
     tokens = tokens_of(make_rollout(extra={"tokens": {"text": ["a", "b"], "gate": [1, None], "reward": [float("nan"), 2.0]}}))
     assert len(tokens) == 2
-    assert shaded(tokens, SCALE, 1000).html == "ab"
+    assert clip_shaded(tokens, SCALE, 1000).html == "ab"
     assert tokens_of(make_rollout()) is None

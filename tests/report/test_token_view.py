@@ -11,8 +11,8 @@ import pytest
 
 from swift_rm.files.text import visible
 from swift_rm.report.html_page import POLICY
-from swift_rm.report.token_palette import DARK, GATE_STEPS, LIGHT, REWARD_STEPS, SHADES, colour
-from swift_rm.report.token_view import CandidateView, PageView, QuestionView, TokenView, render_page
+from swift_rm.report.token_view import DARK, GATE_STEPS, LIGHT, REWARD_STEPS, SHADES, colour, render_page
+from swift_rm.report.token_view_data import CandidateView, PageView, QuestionView, TokenView
 
 HOSTILE = [
     "<script>document.title='hacked'</script>",

@@ -7,7 +7,7 @@ from swift_rm.tasks.task import Grade, Question
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.fit_while_sampling import fit_online
 from swift_rm.training.head_grid import plan_grid
-from swift_rm.training.replay_buffer import ReplayBuffer
+from swift_rm.training.online_trainer import ReplayBuffer
 
 SETTINGS = {"batch_size": 10, "max_new_tokens": 6, "seed": 3}
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig
-from swift_rm.evaluation.question_figures import question_figures
 from swift_rm.features.read_states import Features
 from swift_rm.selection.rules import best, reward_vote, shrunk_vote
 from swift_rm.training.fit import fit_bank
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan
-from swift_rm.training.label_curve import SomeQuestions, draw_questions, label_counts, label_curve
+from swift_rm.training.label_curve import SomeQuestions, draw_questions, label_counts, label_curve, question_figures
 from swift_rm.training.question_split import split_questions
 
 HIDDEN, VIEWS = 4, (("token", "response"), ("generating", "response"))

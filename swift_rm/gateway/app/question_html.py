@@ -12,8 +12,8 @@ from swift_rm.files.text import counted, visible
 from swift_rm.gateway.request.names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.report.html_page import POLICY, SKIP, document, text
-from swift_rm.report.token_palette import palette_style
-from swift_rm.report.token_view import CARDS_STYLE, PARTS_STYLE, CandidateView, Scale, cards, legend, signed
+from swift_rm.report.token_view import CARDS_STYLE, PARTS_STYLE, cards, legend, palette_style, signed
+from swift_rm.report.token_view_data import CandidateView, Scale
 from swift_rm.reward.identity import short_name
 
 if TYPE_CHECKING:

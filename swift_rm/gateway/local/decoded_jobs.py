@@ -15,7 +15,7 @@ from swift_rm.gateway.local.batching import Job
 from swift_rm.gateway.local.live_text import LiveText, open_ends_of
 from swift_rm.gateway.request.backend import Answer, Delta
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.report.candidate_view import view_candidate
+from swift_rm.report.token_view_data import view_candidate
 from swift_rm.sampling.generation import sampling_settings
 from swift_rm.scoring.token_scoring import read_tokens
 from swift_rm.selection.candidates import Candidate, why_no_reward
@@ -25,7 +25,7 @@ from swift_rm.tokens.stop_text import cut_at_stop_string
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from swift_rm.report.token_view import CandidateView
+    from swift_rm.report.token_view_data import CandidateView
     from swift_rm.reward.reward_model import SwiftRewardModel
 
 

@@ -10,7 +10,7 @@ from swift_rm.gateway.request.request import Asking
 from swift_rm.selection.candidates import Candidate, Ended
 
 if TYPE_CHECKING:
-    from swift_rm.report.token_view import CandidateView
+    from swift_rm.report.token_view_data import CandidateView
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from swift_rm.api.reply import Answered
 from swift_rm.gateway.request.backend import Answer
 from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.upstream.sampler import Drawn
-from swift_rm.report.token_view import CandidateView, TokenView
+from swift_rm.report.token_view_data import CandidateView, TokenView
 from swift_rm.selection.candidates import Candidate, Ended, ranked
 
 if TYPE_CHECKING:

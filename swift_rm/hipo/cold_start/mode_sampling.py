@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swift_rm.capture.state_recorder import RecordingSpec
-from swift_rm.features.row_selection import view_masks, view_of
+from swift_rm.features.row_selection import reading_masks, reading_of
 from swift_rm.hipo.response.template import Mode
 from swift_rm.records.rollouts import Prompt, Rollout
 from swift_rm.reward.identity import check_base_model
@@ -92,7 +92,7 @@ def _rewarded(batch: SampledBatch, rm: SwiftRewardModel, tokenizer: PreTrainedTo
         raise ValueError("the batch has no hidden states to read rewards from")
     ids = [rollout.response_ids for rollout in batch.rollouts]
     held = [RecordingSpec.of(rm.config).rows(len(one)) for one in ids]
-    mask = view_masks([view_of(rm.config)], ids, held, tokenizer)[0][:, 0]
+    mask = reading_masks([reading_of(rm.config)], ids, held, tokenizer)[0][:, 0]
     counts = torch.stack([part.sum() for part in torch.split(mask, [len(rows) for rows in held])])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     device = next(rm.parameters()).device

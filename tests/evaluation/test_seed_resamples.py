@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from swift_rm.evaluation.intervals import Resamples
-from swift_rm.evaluation.seed_intervals import SeedResamples, pooled
+from swift_rm.evaluation.intervals import Resamples, SeedResamples, pooled
 
 
 def test_seed_intervals_are_the_loop_over_resamples():

@@ -1,7 +1,7 @@
 from swift_rm.evaluation.evaluate import Evaluation
 from swift_rm.evaluation.intervals import Interval
 from swift_rm.files.text import counted
-from swift_rm.report.tables import format_table
+from swift_rm.report.evaluation_table import format_table
 
 
 def point(value):
