@@ -17,9 +17,9 @@ from hipo_steps import check_unfinished, in_pass_rewards, reinforce, say, told
 
 from swift_rm.files.text import counted
 from swift_rm.hipo.cold_start.cold_rows import to_dataset, write_rows
-from swift_rm.hipo.cold_start.cold_start import build
 from swift_rm.hipo.cold_start.judge_text import RuleExplainer
 from swift_rm.hipo.cold_start.mode_sampling import sample_modes
+from swift_rm.hipo.cold_start.pipeline import build
 from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
 from swift_rm.hipo.cold_start.sft import sft
 from swift_rm.hipo.measuring import measure

@@ -13,12 +13,12 @@ from swift_rm.files.text import aligned
 from swift_rm.hipo.cold_start.questions import difficulty_of
 from swift_rm.hipo.cold_start.sft import device_settings, save_merged
 from swift_rm.hipo.metrics import Row, step_metrics
-from swift_rm.hipo.report.report import alarms, run_log, sentences
-from swift_rm.hipo.report.report_page import render_run
+from swift_rm.hipo.report.run_findings import alarms, run_log, sentences
+from swift_rm.hipo.report.run_page import render_run
 from swift_rm.hipo.response.template import FREE
 from swift_rm.hipo.rollout import SwiftRollouts
 from swift_rm.hipo.rollouts.refresh import Refresh
-from swift_rm.hipo.trainer.watching import quiet, stopping, watch
+from swift_rm.hipo.trainer.training_progress import quiet, stopping, watch
 from swift_rm.models.model_shape import model_shape
 from swift_rm.tasks.homework import HomeworkTask
 

@@ -20,16 +20,16 @@ from swift_rm.evaluation.auroc import within_question_auroc
 from swift_rm.files.atomic_write import write_whole
 from swift_rm.hipo import Template
 from swift_rm.hipo.cold_start.cold_rows import to_dataset
-from swift_rm.hipo.cold_start.cold_start import build
 from swift_rm.hipo.cold_start.judge_text import RuleExplainer
 from swift_rm.hipo.cold_start.mode_sampling import MODES, sample_modes
+from swift_rm.hipo.cold_start.pipeline import build
 from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
 from swift_rm.hipo.cold_start.sft import sft
-from swift_rm.hipo.response.force_mode import ForceMode
 from swift_rm.hipo.response.template import FREE, Mode
+from swift_rm.hipo.rollouts.forced_modes import ForceMode
 from swift_rm.hipo.rollouts.refresh import Refresh
 from swift_rm.hipo.rollouts.reward_drift import Trickle
-from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 from swift_rm.hipo.trainer.metrics import Row
 from swift_rm.hipo.trainer.policy_evaluation import measure
 from swift_rm.models.load import TINY_THINKER, load_language_model
@@ -158,7 +158,7 @@ class Recipe:
     def _train(self, model: Any, method: Method) -> list[dict[str, float]]:
         from transformers import PrinterCallback
 
-        from swift_rm.hipo.trainer.trainer import HiPOConfig, HiPOTrainer
+        from swift_rm.hipo.trainer.hipo_trainer import HiPOConfig, HiPOTrainer
 
         sizes = self.sizes
         batch = sizes.prompts * sizes.rollouts

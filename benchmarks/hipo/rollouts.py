@@ -17,8 +17,8 @@ import torch
 from benchmarks.random_llama import random_llama
 from benchmarks.recorder import arguments, finish, paired_ratio
 from swift_rm import SwiftRewardModel
-from swift_rm.hipo.rollouts.frozen_scorer import FrozenScorer
-from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.policy_states import FrozenScorer
+from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 from swift_rm.tasks.homework import HomeworkTask
 

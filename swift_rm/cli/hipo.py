@@ -34,9 +34,9 @@ def run(args: Namespace) -> Result:
 def write_report(args: Namespace) -> Result:
     """Write the page of a run."""
     from swift_rm.files.atomic_write import check_writable
-    from swift_rm.hipo.report.report import sentences
-    from swift_rm.hipo.report.report_page import render_run
+    from swift_rm.hipo.report.run_findings import sentences
     from swift_rm.hipo.report.run_log import run_log
+    from swift_rm.hipo.report.run_page import render_run
 
     history = run_log(args.folder)
     check_writable(args.out, [history.source])

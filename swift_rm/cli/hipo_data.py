@@ -50,8 +50,8 @@ def run(args: Namespace) -> Result:
     """Sample in both modes and write the cold start; raise ValueError for options that do not go together."""
     from swift_rm.files.atomic_write import write_whole
     from swift_rm.hipo.cold_start.cold_rows import write_rows
-    from swift_rm.hipo.cold_start.cold_start import build, check_explainer, check_shares
     from swift_rm.hipo.cold_start.mode_sampling import sample_modes
+    from swift_rm.hipo.cold_start.pipeline import build, check_explainer, check_shares
 
     template = template_of(args)
     explain = _explainer(args, template)

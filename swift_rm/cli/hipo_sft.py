@@ -40,7 +40,7 @@ def run(args: Namespace) -> Result:
     from swift_rm.hipo.cold_start.sft import check_positive
     from swift_rm.hipo.cold_start.sft import sft as train_on
     from swift_rm.hipo.response.tags import add_tags, missing_tags
-    from swift_rm.hipo.trainer.trl_range import check_trl
+    from swift_rm.hipo.trainer.trl_version import check_trl
 
     check_trl()
     check_positive(epochs=args.epochs, lr=args.lr, batch_size=args.batch_size)

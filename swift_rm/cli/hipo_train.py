@@ -27,7 +27,7 @@ from swift_rm.cli.output import Result, listing, watched
 
 if TYPE_CHECKING:
     from swift_rm.hipo.response.template import Template
-    from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+    from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 
 SHOWN = ("hipo/accuracy", "hipo/tokens", "hipo/think_rate")
 
@@ -77,16 +77,16 @@ def add_parser(steps: Commands) -> None:
 
 def run(args: Namespace) -> Result:
     """Train; Ctrl-C ends the run after its step, with a checkpoint. Raises ValueError for options that do not go together."""
-    from swift_rm.hipo.trainer.trl_range import check_trl
+    from swift_rm.hipo.trainer.trl_version import check_trl
 
     check_trl()
     _check(args)
     from swift_rm.hipo.cold_start.questions import answer_grader, hipo_rows
     from swift_rm.hipo.cold_start.sft import lora_config, save_merged
     from swift_rm.hipo.report.run_log import run_log
+    from swift_rm.hipo.trainer.hipo_trainer import HiPOTrainer
     from swift_rm.hipo.trainer.resume import last_checkpoint, steps_of
-    from swift_rm.hipo.trainer.trainer import HiPOTrainer
-    from swift_rm.hipo.trainer.watching import quiet, stopping, watch
+    from swift_rm.hipo.trainer.training_progress import quiet, stopping, watch
 
     baseline = _baseline(args.baseline) if args.baseline else None
     template = template_of(args)
@@ -176,7 +176,7 @@ def _check(args: Namespace) -> None:
 
 def _config(args: Namespace, model: Any) -> Any:
     from swift_rm.hipo.cold_start.sft import device_settings
-    from swift_rm.hipo.trainer.trainer import HiPOConfig
+    from swift_rm.hipo.trainer.hipo_trainer import HiPOConfig
 
     return HiPOConfig(
         output_dir=args.out, advantages=args.advantages, gamma=args.gamma, omega=args.omega, bias=args.bias,
@@ -213,7 +213,7 @@ def _rollouts(args: Namespace, model: Any, template: Template) -> SwiftRollouts 
     if rm is None:
         return None
     from swift_rm.hipo.rollouts.refresh import Refresh
-    from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+    from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 
     return SwiftRollouts(
         rm, scorer=args.scorer, oversample=args.oversample, prune=args.prune, forced_modes=args.forced_modes, template=template,

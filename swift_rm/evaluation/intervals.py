@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals over questions.
+"""Percentile bootstrap intervals over questions, and over questions and training seeds together.
 
 The responses of one question stay together, as they are not independent. One set of resamples serves every figure of an
 evaluation, so that differences between two rules are paired.
@@ -106,7 +106,10 @@ def plain(interval: Interval) -> str:
 class SeedResamples:
     """How often each seed ``[1 + bootstrap, S]`` and question ``[1 + bootstrap, Q]`` occurs in the data and each resample.
 
-    The same ``question_seed`` draws the same questions, so that two models judged by the same ones share them. With one
+    A two-level bootstrap: a figure's values are [S, Q], what each of S trained heads is worth on each of Q questions, NaN
+    where that is not defined. Both are drawn anew, the questions as many as there are and the seeds one fewer than there are:
+    the mean of S - 1 draws varies as widely as that of S seeds does, while S draws would make the intervals of few seeds too
+    narrow. The same ``question_seed`` draws the same questions, so that two models judged by the same ones share them. With one
     seed, the intervals cover the questions alone.
     """
 

@@ -1,4 +1,4 @@
-"""Text tables for a terminal: an evaluation, and aligned rows of any kind."""
+"""An evaluation as text tables for a terminal."""
 
 from __future__ import annotations
 

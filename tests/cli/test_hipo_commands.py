@@ -132,7 +132,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(cold, capsys, tmp_path,
     def pressed_again(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swift_rm.hipo.trainer.trainer.HiPOTrainer.train", pressed_again)
+    monkeypatch.setattr("swift_rm.hipo.trainer.hipo_trainer.HiPOTrainer.train", pressed_again)
     arguments = [*TRAIN, "--model", str(cold / "cold"), "--out", str(tmp_path), "--steps", "200", "--resume"]
     assert run(capsys, *arguments)[::2] == (130, f"swift-rm: {said.removeprefix('swift-rm: ')}")
 
@@ -202,7 +202,7 @@ def test_misuse_of_sft_is_one_sentence(cold, capsys, tmp_path, arguments, said):
 
 
 def test_an_unfit_trl_is_said_before_anything_is_loaded(capsys, tmp_path, monkeypatch):
-    from swift_rm.hipo.trainer import trl_range
+    from swift_rm.hipo.trainer import trl_version as trl_range
 
     monkeypatch.setattr(trl_range, "version", lambda name: "1.15.0")
     assert main([*TRAIN, "--model", "no-such-model", "--out", str(tmp_path)]) == 1

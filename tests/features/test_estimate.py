@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from swift_rm.cli.features import features
+from swift_rm.cli.features import run as features
 from swift_rm.features.estimate import FeatureEstimate, announce, readable, shape_of
 from swift_rm.features.store import FeatureStore
 from tests.features.feature_stores import make_key

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from swift_rm.hipo import Template
-from swift_rm.hipo.cold_start.base_response import Native, read_native
+from swift_rm.hipo.cold_start.base_response import BaseResponse, read_native
 from swift_rm.hipo.cold_start.cold_rows import ColdRow, read_rows, write_rows
-from swift_rm.hipo.cold_start.cold_start import build, check_explainer
 from swift_rm.hipo.cold_start.judge_text import RuleExplainer
 from swift_rm.hipo.cold_start.mode_choice import choose_mode, random_mode
+from swift_rm.hipo.cold_start.pipeline import build, check_explainer
 from swift_rm.models.load import load_language_model
 from swift_rm.records.rollouts import Rollout
 from swift_rm.reward.calibration import Calibration
@@ -67,14 +67,14 @@ def test_a_share_of_the_questions_gets_a_random_mode_by_seed_and_id():
 @pytest.mark.parametrize(
     ("text", "mode", "read"),
     [
-        (SHORT, "on", Native("27+15=42", "42")),
-        ("27+15=42</think><answer>42", "on", Native("27+15=42", "42")),  # the opening tag stood in the prompt
-        ("<think>1</think>42", "on", Native("1", "42")),
-        ("<think></think>42", "on", Native("", "42")),
-        ("<think>wait 27+15=42, </think>42", "on", Native("wait 27+15=42, ", "42")),  # its tokens end in white space
-        (AT_ONCE, "off", Native(None, "42")),
-        ("27+15=42", "off", Native(None, "27+15=42")),
-        ("<think></think>42", "off", Native(None, "42")),
+        (SHORT, "on", BaseResponse("27+15=42", "42")),
+        ("27+15=42</think><answer>42", "on", BaseResponse("27+15=42", "42")),  # the opening tag stood in the prompt
+        ("<think>1</think>42", "on", BaseResponse("1", "42")),
+        ("<think></think>42", "on", BaseResponse("", "42")),
+        ("<think>wait 27+15=42, </think>42", "on", BaseResponse("wait 27+15=42, ", "42")),  # its tokens end in white space
+        (AT_ONCE, "off", BaseResponse(None, "42")),
+        ("27+15=42", "off", BaseResponse(None, "27+15=42")),
+        ("<think></think>42", "off", BaseResponse(None, "42")),
         (AT_ONCE, "on", None),
         (SHORT, "off", None),
         ("<think>1", "on", None),

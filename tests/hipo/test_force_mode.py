@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from swift_rm.hipo import Template
-from swift_rm.hipo.response.force_mode import ForceMode
+from swift_rm.hipo.rollouts.forced_modes import ForceMode
 from swift_rm.models.load import load_language_model
 
 PROMPT = 3

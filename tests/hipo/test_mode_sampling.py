@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from swift_rm.hipo.cold_start.cold_start import build
 from swift_rm.hipo.cold_start.judge_text import RuleExplainer
 from swift_rm.hipo.cold_start.mode_sampling import sample_modes
+from swift_rm.hipo.cold_start.pipeline import build
 from swift_rm.models.load import TINY_REWARD, load_language_model, resolve
 from swift_rm.records.rollouts import read_rollouts
 from swift_rm.reward.reward_model import SwiftConfig, SwiftRewardModel

@@ -3,16 +3,23 @@ from types import SimpleNamespace
 import torch
 
 from swift_rm.hipo.rollouts.policy_states import gathered
-from swift_rm.hipo.rollouts.prompt_groups import Run, find_runs
+from swift_rm.hipo.rollouts.prompt_groups import PromptGroup, find_runs
 
 
 def test_runs_are_cut_where_a_group_or_its_half_ends():
-    assert find_runs(list("aaaabbbb"), 0, 4) == [Run(0, 4, None), Run(4, 4, None)]
-    assert find_runs(list("aaaaaaaa"), 0, 4) == [Run(0, 4, None), Run(4, 4, None)]  # the same question, twice
-    assert find_runs(list("aabb"), 0, 4) == [Run(0, 2, None), Run(2, 2, None)]
-    assert find_runs(list("aaab"), 1, 4) == [Run(0, 3, None), Run(3, 1, None)]  # a group that begins on another process
-    assert find_runs(list("aaab"), 1, 4, forced=True) == [Run(0, 1, "on"), Run(1, 2, "off"), Run(3, 1, "on")]
-    assert find_runs(list("aaa"), 0, 3, forced=True) == [Run(0, 2, "on"), Run(2, 1, "off")]
+    assert find_runs(list("aaaabbbb"), 0, 4) == [PromptGroup(0, 4, None), PromptGroup(4, 4, None)]
+    assert find_runs(list("aaaaaaaa"), 0, 4) == [PromptGroup(0, 4, None), PromptGroup(4, 4, None)]  # the same question, twice
+    assert find_runs(list("aabb"), 0, 4) == [PromptGroup(0, 2, None), PromptGroup(2, 2, None)]
+    assert find_runs(list("aaab"), 1, 4) == [
+        PromptGroup(0, 3, None),
+        PromptGroup(3, 1, None),
+    ]  # a group that begins on another process
+    assert find_runs(list("aaab"), 1, 4, forced=True) == [
+        PromptGroup(0, 1, "on"),
+        PromptGroup(1, 2, "off"),
+        PromptGroup(3, 1, "on"),
+    ]
+    assert find_runs(list("aaa"), 0, 3, forced=True) == [PromptGroup(0, 2, "on"), PromptGroup(2, 1, "off")]
 
 
 def test_the_rows_of_all_processes_are_joined():

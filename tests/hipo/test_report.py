@@ -7,9 +7,9 @@ import re
 import pytest
 
 from swift_rm.hipo.report.charts import PLANS, charts, left_out
-from swift_rm.hipo.report.report import alarms, ends_table, sentences
-from swift_rm.hipo.report.report_page import render_run
+from swift_rm.hipo.report.run_findings import alarms, ends_table, sentences
 from swift_rm.hipo.report.run_log import Points, run_log
+from swift_rm.hipo.report.run_page import render_run
 from swift_rm.hipo.report.step_picture import Axis, Line, running_means, step_picture, thinned, window
 
 

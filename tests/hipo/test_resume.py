@@ -13,7 +13,7 @@ pytest.importorskip("trl")
 
 from swift_rm.hipo.response.template import Template
 from swift_rm.hipo.rollouts.refresh import Refresh
-from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 from swift_rm.hipo.trainer.resume import check_settings, last_checkpoint, read_settings, write_settings
 from swift_rm.models.load import resolve
 from swift_rm.reward.reward_model import SwiftRewardModel

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swift_rm.hipo.rewards.groups import Groups
-from swift_rm.hipo.rewards.rewards import RewardSettings, mode_choice_reward, over_cap, rewards
+from swift_rm.hipo.rewards.rollout_reward import RewardSettings, mode_choice_reward, over_cap, rewards
 
 NAN = math.nan
 

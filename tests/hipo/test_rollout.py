@@ -8,7 +8,7 @@ from swift_rm import SwiftRewardModel, score
 from swift_rm.hipo import Template
 from swift_rm.hipo.rollouts.refresh import Refresh
 from swift_rm.hipo.rollouts.reward_drift import Trickle
-from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model
 
 GROUP, LENGTH = 4, 16

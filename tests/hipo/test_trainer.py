@@ -14,8 +14,8 @@ pytest.importorskip("trl")
 from trl import GRPOConfig, GRPOTrainer
 
 from swift_rm.hipo.rollouts.refresh import Refresh
-from swift_rm.hipo.rollouts.rollout import SwiftRollouts
-from swift_rm.hipo.trainer.trainer import HiPOTrainer
+from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
+from swift_rm.hipo.trainer.hipo_trainer import HiPOTrainer
 from swift_rm.reward.reward_model import SwiftRewardModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")

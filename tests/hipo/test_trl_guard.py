@@ -8,8 +8,8 @@ import pytest
 
 from swift_rm.files import tested_versions
 from swift_rm.files.tested_versions import UntestedVersion
-from swift_rm.hipo.trainer import trl_range
-from swift_rm.hipo.trainer.trl_range import METHODS, digest
+from swift_rm.hipo.trainer import trl_version as trl_range
+from swift_rm.hipo.trainer.trl_version import METHODS, digest
 
 pytest.importorskip("trl")
 
@@ -30,7 +30,7 @@ def test_the_trainer_overrides_these_three_and_no_other_of_trl():
     from transformers import Trainer
     from trl import GRPOTrainer
 
-    from swift_rm.hipo.trainer.trainer import HiPOTrainer
+    from swift_rm.hipo.trainer.hipo_trainer import HiPOTrainer
 
     own = {name for name, value in vars(HiPOTrainer).items() if inspect.isfunction(value)}
     overridden = {"_calculate_rewards", "_generate_and_score_completions", "_get_train_sampler"}

@@ -18,7 +18,7 @@ def homework(questions=6):
 
 
 def settings(folder, **changed):
-    from swift_rm.hipo.trainer.trainer import HiPOConfig
+    from swift_rm.hipo.trainer.hipo_trainer import HiPOConfig
 
     usual = {
         "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 48,
@@ -30,7 +30,7 @@ def settings(folder, **changed):
 
 def make_trainer(folder, *, data=None, grade=None, template=NO_JUDGE, model=None, others=None, **changed):
     """A trainer of a fresh copy of the tiny reasoner on a few homework questions, on the CPU."""
-    from swift_rm.hipo.trainer.trainer import HiPOTrainer
+    from swift_rm.hipo.trainer.hipo_trainer import HiPOTrainer
 
     rows, homework_grade = homework()
     loaded, tokenizer = load_language_model(device="cpu", progress=False)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from swift_rm import SwiftConfig, SwiftRewardModel, score
-from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 from swift_rm.integrations.trl import SwiftReward, rollout_reward
 from swift_rm.integrations.trl_module import PromptResponseSplitter, SwiftRewardModule
 from swift_rm.models.load import ASSETS, TINY_REWARD, load_language_model

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Native:
+class BaseResponse:
     """The parts of a response in a model's own form, as it wrote them; ``think`` is None in think-off.
 
     Only lines' ends around the answer are left out: white space may belong to a token that the vocabulary has no other way
@@ -26,7 +26,7 @@ class Native:
     answer: str
 
 
-def read_native(rollout: Rollout, mode: Mode, tokenizer: PreTrainedTokenizerBase, template: Template) -> Native | None:
+def read_native(rollout: Rollout, mode: Mode, tokenizer: PreTrainedTokenizerBase, template: Template) -> BaseResponse | None:
     """Return what a response thought and answered, None where that cannot be told: nothing is guessed.
 
     Think-on: all before the one closing think tag is thought (the opening tag comes first, or stood in the prompt), the
@@ -54,7 +54,7 @@ def read_native(rollout: Rollout, mode: Mode, tokenizer: PreTrainedTokenizerBase
         think = "".join(piece.text for piece in thought)
         pieces = pieces[end + 1 :]
     answer = _answer(pieces, template)
-    return None if not answer.strip() else Native(think if mode == "on" else None, answer)
+    return None if not answer.strip() else BaseResponse(think if mode == "on" else None, answer)
 
 
 def _answer(pieces: Sequence[Piece], template: Template) -> str:

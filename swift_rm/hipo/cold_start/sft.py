@@ -39,13 +39,13 @@ def sft(
     the mean loss of the first and of the last logged tenth, and the number of steps and rows. Raises ValueError for numbers
     that make no training.
     """
-    from swift_rm.hipo.trainer.trl_range import check_trl
+    from swift_rm.hipo.trainer.trl_version import check_trl
 
     check_trl()
     check_positive(epochs=epochs, lr=lr, batch_size=batch_size)
     from trl import SFTConfig, SFTTrainer
 
-    from swift_rm.hipo.trainer.watching import quiet, watch
+    from swift_rm.hipo.trainer.training_progress import quiet, watch
 
     usual: dict[str, Any] = {
         "num_train_epochs": epochs, "learning_rate": lr or (2e-5 if lora is None else 2e-4), "seed": seed,

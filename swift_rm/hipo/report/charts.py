@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from swift_rm.files.text import shortened, visible
-from swift_rm.hipo.report.report import LEAK
+from swift_rm.hipo.report.run_findings import LEAK
 from swift_rm.hipo.report.run_log import History
 from swift_rm.hipo.report.step_picture import LOOKS, Axis, Line, running_means, step_picture, thinned, window
 from swift_rm.report.plots.chart import Cell, Chart

@@ -11,7 +11,7 @@ import torch
 
 from swift_rm.hipo.response.template import Parsed, Template
 from swift_rm.hipo.rewards.groups import NO_MODE, OFF, ON
-from swift_rm.hipo.rewards.rewards import RewardSettings, over_cap, rewards
+from swift_rm.hipo.rewards.rollout_reward import RewardSettings, over_cap, rewards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ NOT_COLUMNS = ("completions", "trainer_state", "log_extra", "log_metric", "envir
 
 
 @dataclass(frozen=True)
-class Judged:
+class RewardedBatch:
     """What is known of a batch of responses, row by row."""
 
     completion_ids: Sequence[Sequence[int]]
@@ -62,7 +62,7 @@ class HiPOReward:
         self.__name__ = "hipo"
         self.grade, self.settings, self.template, self.tokenizer = grade, settings, template, tokenizer
         self.ends, self.share, self.place = frozenset(ends), share, place
-        self.judged: Judged | None = None
+        self.judged: RewardedBatch | None = None
 
     def __call__(self, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
         """Return a reward for every response, None where there is none (TRL's interface of reward functions)."""
@@ -85,7 +85,7 @@ class HiPOReward:
         for place, response in enumerate(parsed):
             if dropped[place] and not response.formatted:  # it was ended from outside: nothing can be held against it
                 found[place] = math.nan
-        self.judged = Judged(completion_ids, parsed, accuracy, probability, labelled, found)
+        self.judged = RewardedBatch(completion_ids, parsed, accuracy, probability, labelled, found)
         return [None if math.isnan(reward) else reward for reward in found]
 
     def _accuracy(self, row: Mapping[str, Any], response: Parsed) -> float:

@@ -15,7 +15,7 @@ everywhere. A reward of NaN: 0, no part. A group of one: ValueError (from ``Grou
 from __future__ import annotations
 
 from swift_rm.hipo.rewards.groups import NO_MODE, Advantages, AdvantageSettings, Groups, normalised, plain_elsewhere, within_modes
-from swift_rm.hipo.rewards.rewards import mode_choice_reward
+from swift_rm.hipo.rewards.rollout_reward import mode_choice_reward
 
 
 def step_srpo(groups: Groups, settings: AdvantageSettings) -> Advantages:

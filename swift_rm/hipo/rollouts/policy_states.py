@@ -1,4 +1,4 @@
-"""The model that TRL trains, as it is read: unwrapped, its states of some rollouts, joined over the processes."""
+"""The model that TRL trains, as it is read: its states of some rollouts, or those of the model that it started from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from torch import Tensor
 
 from swift_rm.capture.state_recorder import RecordingSpec
 from swift_rm.reward.reward_model import SwiftRewardModel
+from swift_rm.scoring.score import score_encoded
 from swift_rm.scoring.teacher_forced_states import read_again
+from swift_rm.tokens.encoding import Encoded
 from swift_rm.tokens.region import find_region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from swift_rm.reward.reward_model import SwiftRewardModel
 
 
 @contextmanager
@@ -90,3 +94,25 @@ def gathered(accelerator: Any, rows: Tensor) -> Tensor:
     padded = accelerator.gather(accelerator.pad_across_processes(rows, dim=0))
     parts = padded.view(len(sizes), max(sizes), *padded.shape[1:])
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class FrozenScorer:
+    """Score sampled token ids by one teacher-forced pass of a model that is not trained, ``batch_size`` rollouts at a time.
+
+    The policy cannot change the states that judge it, but neither do these know the policy: the pass costs what in-pass
+    rewards save, and a policy far from the start writes text that the frozen model reads as odd.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rm: SwiftRewardModel, batch_size: int = 32
+    ) -> None:
+        self.model, self._tokenizer, self._rm, self._batch_size = model.requires_grad_(False), tokenizer, rm, batch_size
+
+    def __call__(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[float]:
+        """Return the rewards of the responses to the prompts; NaN where the states are not finite."""
+        region = self._rm.config.region
+        encoded = [
+            Encoded(prompt, response, find_region(response, region, self._tokenizer))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        return score_encoded(self.model, self._rm, encoded, batch_size=self._batch_size) if encoded else []

@@ -10,7 +10,7 @@ from swift_rm.hipo.response.template import Mode
 
 
 @dataclass(frozen=True)
-class Run:
+class PromptGroup:
     """Consecutive rows of one question that are sampled alike: ``count`` from row ``start``, in a forced mode or None."""
 
     start: int
@@ -18,7 +18,7 @@ class Run:
     mode: Mode | None
 
 
-def find_runs(prompts: Sequence[Any], first: int, group: int, forced: bool = False) -> list[Run]:
+def find_runs(prompts: Sequence[Any], first: int, group: int, forced: bool = False) -> list[PromptGroup]:
     """Return the runs of equal prompts, in order; each is within one group of ``group`` rollouts.
 
     ``first`` is the number of the first row among those of all processes: a group may begin on another one. Two groups of
@@ -33,4 +33,4 @@ def find_runs(prompts: Sequence[Any], first: int, group: int, forced: bool = Fal
             starts.append(row)
             kinds.append((number, mode))
     ends = [*starts[1:], len(prompts)]
-    return [Run(start, end - start, mode) for start, end, (_, mode) in zip(starts, ends, kinds, strict=True)]
+    return [PromptGroup(start, end - start, mode) for start, end, (_, mode) in zip(starts, ends, kinds, strict=True)]

@@ -32,7 +32,7 @@ class Trickle:
         return int.from_bytes(digest[:8], "big") < self.share * 2**64
 
 
-class Judged(Protocol):
+class LabelledReward(Protocol):
     """What is asked of a rollout: its question, the reward model's probability and the label, None or NaN if there is none."""
 
     @property
@@ -52,7 +52,7 @@ class Judged(Protocol):
         """Tell whether the label may be looked at."""
 
 
-def drift(rows: Iterable[Judged]) -> dict[str, float]:
+def drift(rows: Iterable[LabelledReward]) -> dict[str, float]:
     """Compare the reward model with the labels of the rollouts that are ``labelled``.
 
     "hipo/drift_auroc" is the mean over questions of the chance that a right response is judged above a wrong one, and falls
@@ -85,9 +85,9 @@ class DriftWindow:
     def __init__(self, rows: int = 512) -> None:
         if rows < 1:
             raise ValueError(f"the window needs at least 1 rollout, got {rows}")
-        self._rows: deque[Judged] = deque(maxlen=rows)
+        self._rows: deque[LabelledReward] = deque(maxlen=rows)
 
-    def add(self, rows: Sequence[Judged]) -> dict[str, float]:
+    def add(self, rows: Sequence[LabelledReward]) -> dict[str, float]:
         """Take a step's rollouts, and return the :func:`drift` of what the window holds."""
         self._rows.extend(row for row in rows if row.labelled)
         return drift(self._rows)

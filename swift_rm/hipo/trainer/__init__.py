@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swift_rm.hipo.trainer.trainer import HiPOTrainer
+    from swift_rm.hipo.trainer.hipo_trainer import HiPOTrainer
     from swift_rm.hipo.trainer.trainer_config import HiPOConfig
 
-_HOMES = {"HiPOConfig": "trainer_config", "HiPOTrainer": "trainer"}
+_HOMES = {"HiPOConfig": "trainer_config", "HiPOTrainer": "hipo_trainer"}
 __all__ = ["HiPOConfig", "HiPOTrainer"]
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from swift_rm.hipo.response.template import CUT
+from swift_rm.hipo.response.template import (
+    CUT,
+)
+from swift_rm.hipo.rewards.reward_function import RewardedBatch
 from swift_rm.hipo.rollouts.reward_drift import drift
-from swift_rm.hipo.trainer.mode_history import ModeHistory
 
 if TYPE_CHECKING:
     from swift_rm.hipo.response.template import Parsed
+
+
+STEPS = 10
 
 __all__ = ["LEAK_FACTOR", "ModeHistory", "Row", "step_metrics"]
 
@@ -111,3 +118,52 @@ def _known(value: float | None) -> bool:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None and math.isfinite(value)]
     return fmean(known) if known else None
+
+
+class ModeHistory:
+    """The last think rates, and the mean absolute change between them.
+
+    A model whose choice is not settled swings between the modes while its mean rate looks calm.
+    """
+
+    def __init__(self, rates: Iterable[float] = (), steps: int = STEPS) -> None:
+        if steps < 1:
+            raise ValueError(f"the oscillation is over at least 1 change of the think rate, got {steps}")
+        self._rates: deque[float] = deque(rates, maxlen=steps + 1)
+
+    @classmethod
+    def from_log(cls, log: Iterable[Mapping[str, Any]], steps: int = STEPS) -> ModeHistory:
+        """Return the history that a resumed run has behind it, from the trainer's ``state.log_history``."""
+        rates = (entry.get("hipo/think_rate") for entry in log)
+        return cls((float(rate) for rate in rates if rate is not None), steps)
+
+    def step(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Note a step's ``hipo/think_rate``, if it has one, and return the oscillation by its name; nothing before 2 steps."""
+        if "hipo/think_rate" in metrics:
+            self._rates.append(metrics["hipo/think_rate"])
+        if len(self._rates) < 2:
+            return {}
+        return {"hipo/think_rate_oscillation": fmean(abs(later - rate) for rate, later in pairwise(self._rates))}
+
+
+def rows_of(inputs: Sequence[Mapping[str, Any]], judged: RewardedBatch) -> list[Row]:
+    """Return what the metrics read of each response; what is not known is None."""
+
+    def known(value: float) -> float | None:
+        return None if value != value else value
+
+    return [
+        Row(
+            question_id=str(row["question_id"]),
+            difficulty=None if row.get("difficulty") is None else str(row["difficulty"]),
+            parsed=parsed,
+            length=parsed.decision + parsed.think_tokens + parsed.answer_tokens,
+            accuracy=known(accuracy),
+            reward=known(reward),
+            probability=known(probability),
+            labelled=labelled,
+        )
+        for row, parsed, accuracy, reward, probability, labelled in zip(
+            inputs, judged.parsed, judged.accuracy, judged.rewards, judged.probability, judged.labelled, strict=True
+        )
+    ]

@@ -117,7 +117,7 @@ def keep_run(settings: Mapping[str, Any], rollouts: Any) -> TrainerCallback:
     """Return the callback that writes ``hipo.json`` into every checkpoint, and what `SwiftRollouts` have to keep."""
     from transformers import TrainerCallback
 
-    from swift_rm.hipo.rollouts.rollout import SwiftRollouts
+    from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts
 
     class KeepRun(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

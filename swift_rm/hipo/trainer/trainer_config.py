@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from swift_rm.hipo.trainer.trl_range import check_trl
+from swift_rm.hipo.trainer.trl_version import check_trl
 
 check_trl()
 
@@ -13,7 +13,7 @@ from trl import GRPOConfig  # noqa: E402
 
 from swift_rm.hipo.response.template import FREE  # noqa: E402
 from swift_rm.hipo.rewards.advantages import ADVANTAGES, AdvantageSettings  # noqa: E402
-from swift_rm.hipo.rewards.rewards import RewardSettings  # noqa: E402
+from swift_rm.hipo.rewards.rollout_reward import RewardSettings  # noqa: E402
 
 
 @dataclass

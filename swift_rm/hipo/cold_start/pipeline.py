@@ -13,15 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from swift_rm.hipo.cold_start.base_response import Native, read_native
+from swift_rm.hipo.cold_start.base_response import BaseResponse, read_native
 from swift_rm.hipo.cold_start.cold_rows import ColdRow
 from swift_rm.hipo.cold_start.judge_text import Explainer, Facts, RuleExplainer
-from swift_rm.hipo.cold_start.mode_choice import DELTA, RANDOM_SHARE, choose_mode, is_tie, random_mode
-from swift_rm.hipo.cold_start.mode_groups import group_modes, questions_of
-from swift_rm.hipo.cold_start.pass_rates import Try, check_source, pass_rate, tries_of
+from swift_rm.hipo.cold_start.mode_choice import (
+    DELTA,
+    RANDOM_SHARE,
+    Try,
+    check_source,
+    choose_mode,
+    group_modes,
+    is_tie,
+    pass_rate,
+    questions_of,
+    random_mode,
+    tries_of,
+)
 from swift_rm.hipo.cold_start.questions import difficulty_of
 from swift_rm.hipo.response.template import Mode, Template
-from swift_rm.hipo.rewards.rewards import Source
+from swift_rm.hipo.rewards.rollout_reward import RewardSource
 from swift_rm.records.rollouts import Prompt, Rollout
 from swift_rm.tasks.task import Question
 
@@ -55,7 +65,7 @@ def build(
     *,
     template: Template | None = None,
     explain: Explainer | None = None,
-    source: Source = "labels",
+    source: RewardSource = "labels",
     rm: SwiftRewardModel | None = None,
     at_least: float = 0.5,
     delta: float = DELTA,
@@ -111,11 +121,11 @@ def check_explainer(explain: Explainer, tokenizer: PreTrainedTokenizerBase, temp
     if template.judge is None or not isinstance(rule, RuleExplainer):
         return
     said = rule(Facts("", "on", 0.875, 0.25, 8, 8))
-    if not writes(tokenizer, template, "off", Native(None, "1"), said):
+    if not writes(tokenizer, template, "off", BaseResponse(None, "1"), said):
         raise _unwritable(said)
 
 
-def writes(tokenizer: PreTrainedTokenizerBase, template: Template, mode: Mode, native: Native, judge: str) -> bool:
+def writes(tokenizer: PreTrainedTokenizerBase, template: Template, mode: Mode, native: BaseResponse, judge: str) -> bool:
     """Tell whether the tokens of the response say what it says; raise ValueError for a text that holds a tag."""
     text = template.render(mode, native.answer, judge=judge, think=native.think)
     parsed = template.parse(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer)
@@ -159,7 +169,7 @@ class _Pipeline:
         self.counts["dropped"] += 1
         return None
 
-    def _readable(self, mode: Mode, tries: Sequence[Try]) -> list[tuple[int, Native]]:
+    def _readable(self, mode: Mode, tries: Sequence[Try]) -> list[tuple[int, BaseResponse]]:
         """Return the correct responses that can be read, each with its number of tokens; count those that cannot."""
         self.counts["responses"] += len(tries)
         found = []
@@ -180,7 +190,7 @@ class _Pipeline:
         self.counts["ties"] += is_tie(rates["on"], rates["off"], self.delta)
         return choose_mode(rates["on"], rates["off"], self.delta)
 
-    def _made(self, question: Question, mode: Mode, native: Native, facts: Facts) -> ColdRow:
+    def _made(self, question: Question, mode: Mode, native: BaseResponse, facts: Facts) -> ColdRow:
         judge = self.explain(facts) if self.template.judge is not None else ""
         instead = getattr(self.explain, "instead", None)  # of an endpoint, whose replies are not to be relied on
         if instead is not None and not writes(self.tokenizer, self.template, mode, native, judge):

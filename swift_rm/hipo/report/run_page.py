@@ -7,7 +7,7 @@ from pathlib import Path
 from swift_rm.files.atomic_write import write_whole
 from swift_rm.files.text import clip, counted
 from swift_rm.hipo.report.charts import charts, left_out
-from swift_rm.hipo.report.report import alarms, ends_table, sentences
+from swift_rm.hipo.report.run_findings import alarms, ends_table, sentences
 from swift_rm.hipo.report.run_log import History, run_log
 from swift_rm.report.html_page import SKIP, Html, document, figure, table, text
 from swift_rm.report.palette import chart_style

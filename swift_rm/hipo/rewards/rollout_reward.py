@@ -19,9 +19,9 @@ from torch import Tensor
 from swift_rm.hipo.rewards.bias import ROUNDING, biased_means
 from swift_rm.hipo.rewards.groups import OFF, ON, Groups
 
-__all__ = ["RewardSettings", "Source", "biased_means", "mode_choice_reward", "over_cap", "rewards"]
+__all__ = ["RewardSettings", "RewardSource", "biased_means", "mode_choice_reward", "over_cap", "rewards"]
 
-Source = Literal["labels", "swift", "both"]
+RewardSource = Literal["labels", "swift", "both"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RewardSettings:
     """
 
     format_weight: float = 0.2
-    source: Source = "labels"
+    source: RewardSource = "labels"
     dense: float = 0.0
     length_cap: float | None = None
     cap_penalty: float = -2.0
@@ -48,8 +48,8 @@ class RewardSettings:
             raise ValueError(f"format_weight and dense must not be negative, got {self.format_weight} and {self.dense}")
         if self.length_cap is not None and not (math.isfinite(self.length_cap) and self.length_cap > 0):
             raise ValueError(f"length_cap must be a finite factor above 0, or None for no cap, got {self.length_cap}")
-        if self.source not in get_args(Source):
-            raise ValueError(f"the source of rewards must be one of {', '.join(get_args(Source))}, got {self.source!r}")
+        if self.source not in get_args(RewardSource):
+            raise ValueError(f"the source of rewards must be one of {', '.join(get_args(RewardSource))}, got {self.source!r}")
 
     @property
     def reads_probability(self) -> bool:

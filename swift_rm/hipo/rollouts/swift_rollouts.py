@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from swift_rm.decoding.pruning import Halving, Prune, get_prune
-from swift_rm.hipo.response.force_mode import ForceMode
 from swift_rm.hipo.response.template import Mode, Template
-from swift_rm.hipo.rollouts.frozen_scorer import FrozenScorer
-from swift_rm.hipo.rollouts.policy_states import encode_prompts, gathered, policy_of, read_rollouts
-from swift_rm.hipo.rollouts.prompt_groups import Run, find_runs
+from swift_rm.hipo.rollouts.forced_modes import ForceMode
+from swift_rm.hipo.rollouts.policy_states import FrozenScorer, encode_prompts, gathered, policy_of, read_rollouts
+from swift_rm.hipo.rollouts.prompt_groups import PromptGroup, find_runs
 from swift_rm.hipo.rollouts.refresh import FILE, Refresh
 from swift_rm.hipo.rollouts.reward_drift import Trickle
 from swift_rm.hipo.rollouts.rollout_selection import keep_informative
@@ -169,7 +168,7 @@ class SwiftRollouts:
         trainer: Any,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        runs: Sequence[Run],
+        runs: Sequence[PromptGroup],
         prompts: Sequence[list[int]],
         group: int | None,
     ) -> list[list[Rollout]]:

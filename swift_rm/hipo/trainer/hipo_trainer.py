@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swift_rm.hipo.trainer.trl_range import check_trl
+from swift_rm.hipo.trainer.trl_version import check_trl
 
 check_trl()
 
@@ -26,13 +26,17 @@ from trl import GRPOTrainer  # noqa: E402
 from swift_rm.hipo.response.tags import check_tags  # noqa: E402
 from swift_rm.hipo.response.template import Template  # noqa: E402
 from swift_rm.hipo.rewards.advantages import Groups, advantages  # noqa: E402
-from swift_rm.hipo.rewards.reward_function import Grader, HiPOReward, Judged  # noqa: E402
+from swift_rm.hipo.rewards.reward_function import Grader, HiPOReward, RewardedBatch  # noqa: E402
 from swift_rm.hipo.rewards.token_advantages import token_advantages  # noqa: E402
-from swift_rm.hipo.rollouts.forced_rollouts import ForcedRollouts  # noqa: E402
+from swift_rm.hipo.rollouts.forced_modes import ForcedRollouts  # noqa: E402
 from swift_rm.hipo.rollouts.reward_drift import DriftWindow  # noqa: E402
-from swift_rm.hipo.rollouts.rollout import SwiftRollouts  # noqa: E402
-from swift_rm.hipo.trainer.metrics import Row, step_metrics  # noqa: E402
-from swift_rm.hipo.trainer.mode_history import ModeHistory  # noqa: E402
+from swift_rm.hipo.rollouts.swift_rollouts import SwiftRollouts  # noqa: E402
+from swift_rm.hipo.trainer.metrics import (  # noqa: E402
+    ModeHistory,
+    Row,
+    rows_of,
+    step_metrics,
+)
 from swift_rm.hipo.trainer.resume import check_settings, keep_run, last_checkpoint, run_settings, write_settings  # noqa: E402
 from swift_rm.hipo.trainer.trainer_config import HiPOConfig  # noqa: E402
 
@@ -154,7 +158,7 @@ class HiPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._learn(output, judged)
         return output
 
-    def _learn(self, output: Mapping[str, Tensor], judged: Judged) -> None:
+    def _learn(self, output: Mapping[str, Tensor], judged: RewardedBatch) -> None:
         """Hand the labelled rollouts to the reward model, if it is refreshed; only well-formed ones are judged by it."""
         if not isinstance(self.rollout_func, SwiftRollouts):
             return
@@ -198,7 +202,7 @@ class HiPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """Return this process's rows among those of all."""
         return slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
 
-    def _log_step(self, kind: str, inputs: list[dict[str, Any]], judged: Judged, rewards: Tensor) -> None:
+    def _log_step(self, kind: str, inputs: list[dict[str, Any]], judged: RewardedBatch, rewards: Tensor) -> None:
         from accelerate.utils import gather_object
 
         rows: list[Row] = gather_object(rows_of(inputs, judged))
@@ -222,29 +226,6 @@ def checked_rollouts(args: HiPOConfig, template: Template, rollout_func: Rollout
             if getattr(rollout_func, name) != value:
                 raise ValueError(f"the trainer has {name}={value!r}, but the rollouts have {getattr(rollout_func, name)!r}")
     return rollout_func
-
-
-def rows_of(inputs: Sequence[Mapping[str, Any]], judged: Judged) -> list[Row]:
-    """Return what the metrics read of each response; what is not known is None."""
-
-    def known(value: float) -> float | None:
-        return None if value != value else value
-
-    return [
-        Row(
-            question_id=str(row["question_id"]),
-            difficulty=None if row.get("difficulty") is None else str(row["difficulty"]),
-            parsed=parsed,
-            length=parsed.decision + parsed.think_tokens + parsed.answer_tokens,
-            accuracy=known(accuracy),
-            reward=known(reward),
-            probability=known(probability),
-            labelled=labelled,
-        )
-        for row, parsed, accuracy, reward, probability, labelled in zip(
-            inputs, judged.parsed, judged.accuracy, judged.rewards, judged.probability, judged.labelled, strict=True
-        )
-    ]
 
 
 def check_columns(dataset: Any, wanted: Sequence[str], kind: str = "training") -> None:
