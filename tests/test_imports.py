@@ -21,7 +21,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_the_recipe_of_hipo_is_light_until_it_trains():
     heavy = "['transformers', 'trl', 'datasets', 'peft', 'accelerate', 'openai', 'matplotlib', 'sklearn']"
-    names = ("rewards.rewards", "rewards.advantages", "trainer.metrics", "cold_start.cold_start", "cold_start.sft")
+    names = ("rewards.rollout_reward", "rewards.advantages", "trainer.metrics", "cold_start.pipeline", "cold_start.sft")
     modules = ", ".join(["swift_rm.hipo", *(f"swift_rm.hipo.{name}" for name in names), "swift_rm.hipo.cold_start.questions"])
     modules += ", swift_rm.hipo.trainer.resume, swift_rm.cli.hipo"
     assert run(f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])") == "[]"
@@ -75,7 +75,7 @@ def test_the_formula_is_written_down_below_only():
         "head_scores": {"head_bank"},
         "pool_heads": {"head_bank", "head"},
         "gated_step": {"running_mean"},
-        "token_scores": {"worker"},
+        "token_scores": {"reward_worker"},
         "new_running": {"running_mean"},
         "running_rewards": {"running_mean"},
         "pool_prefixes_reference": {"head_bank"},

@@ -27,7 +27,8 @@ from swift_rm.models.load import ASSETS, TINY, TINY_2, TINY_REWARD, load_languag
 from swift_rm.records.rollouts import Rollout, group_by_question
 from swift_rm.reward.identity import describe_base
 from swift_rm.scoring.score import score_heads
-from swift_rm.selection.rules import DEFAULT_RULE, reward_weights, shrunk_means
+from swift_rm.selection.rule_table import DEFAULT_RULE
+from swift_rm.selection.rules import reward_weights, shrunk_means
 from swift_rm.tasks.homework import HomeworkTask
 from swift_rm.tokens.encoding import encode
 from swift_rm.training.fit import fit_features

@@ -20,7 +20,8 @@ from swift_rm.api.usage import Usage
 from swift_rm.files.json_lines import json_line
 from swift_rm.records.rollouts import Prompt
 from swift_rm.selection.candidates import BestOfN, Candidate, Ended, ranked
-from swift_rm.selection.rules import DEFAULT_RULE, EXTERNAL_RULES, select
+from swift_rm.selection.rule_table import DEFAULT_RULE, EXTERNAL_RULES
+from swift_rm.selection.rules import select
 from swift_rm.tasks.answers import find_answer
 
 if TYPE_CHECKING:

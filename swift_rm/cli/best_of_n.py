@@ -14,6 +14,7 @@ from swift_rm.cli.answers import STDOUT, Answering, answer_to_file, answer_to_te
 from swift_rm.cli.arguments import REWARD_HELP, Commands, add_api, add_model, add_sampling, command
 from swift_rm.cli.output import Result
 from swift_rm.records.question_records import QuestionRecord, read_records
+from swift_rm.selection.rule_table import DEFAULT_RULE, EXTERNAL_RULES, RULES
 
 if TYPE_CHECKING:
     from swift_rm.decoding.pruning import Prune
@@ -35,8 +36,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("-n", type=int, default=16, help="candidates per question (default 16)")
     parser.add_argument(
         "--select",
-        default="shrunk",
-        choices=("shrunk", "best", "majority", "vote", "borda", "rank", "scale"),
+        default=DEFAULT_RULE,
+        choices=RULES,
         help="rule that chooses; shrunk (default): the answer whose candidates have the highest mean probability, shrunk by "
         "support, and where there are no answers the highest reward",
     )
@@ -78,8 +79,6 @@ def run(args: Namespace) -> Result:
 
 def check_options(args: Namespace) -> None:
     """Raise ValueError for options that contradict each other or would do nothing."""
-    from swift_rm.selection.rules import EXTERNAL_RULES
-
     if args.n < 1 or args.batch_size < 1:
         raise ValueError(f"-n and --batch-size must be at least 1, got {args.n} and {args.batch_size}")
     if bool(args.question) == bool(args.input):

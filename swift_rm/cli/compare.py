@@ -10,12 +10,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from swift_rm.cli.arguments import Commands, command, path
+from swift_rm.selection.rule_table import DEFAULT_EVALUATED
 
 if TYPE_CHECKING:
     from swift_rm.cli.output import Result
     from swift_rm.records.rollouts import Rollout
-
-DEFAULT_RULE = "swift_shrunk"
 
 
 def add_parser(commands: Commands) -> None:
@@ -69,7 +68,7 @@ def _sides(args: Namespace) -> tuple[tuple[str, str], tuple[str, str]]:
     """Return the files and the rules of A and B; raise ValueError where there is nothing to compare."""
     from swift_rm.evaluation.rule_outcome import check_rule
 
-    rules = args.rules or [DEFAULT_RULE]
+    rules = args.rules or [DEFAULT_EVALUATED]
     for rule in rules:
         check_rule(rule)
     if len(args.rollouts) > 2 or len(rules) > 2:

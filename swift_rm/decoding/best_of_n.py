@@ -16,7 +16,8 @@ from swift_rm.records.rollouts import Prompt
 from swift_rm.reward.identity import check_base_model
 from swift_rm.sampling.generation import sampling_settings, seed_for
 from swift_rm.selection.candidates import BestOfN
-from swift_rm.selection.rules import DEFAULT_RULE, check_rule
+from swift_rm.selection.rule_table import DEFAULT_RULE
+from swift_rm.selection.rules import check_rule
 from swift_rm.tasks.answers import find_answer
 from swift_rm.tokens.encoding import encode_prompts, vocabulary_size
 

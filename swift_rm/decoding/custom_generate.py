@@ -21,7 +21,7 @@ from swift_rm.models.kv_cache_rows import rows_like
 from swift_rm.models.transformers_internals import pads_with, processors_of
 from swift_rm.reward.identity import check_base_model
 from swift_rm.selection.candidates import why_no_reward
-from swift_rm.selection.rules import EXTERNAL_RULES
+from swift_rm.selection.rule_table import EXTERNAL_RULES
 from swift_rm.selection.rules import select as choose
 from swift_rm.tasks.answers import find_answer
 

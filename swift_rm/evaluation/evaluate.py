@@ -15,6 +15,7 @@ from swift_rm.evaluation.intervals import Interval, Resamples
 from swift_rm.evaluation.rule_curves import VOTE_SUBSETS, rule_curves, scores_by_name
 from swift_rm.records.rollouts import Rollout, group_by_question
 from swift_rm.selection.baselines import DEEPCONF_WINDOW
+from swift_rm.selection.rule_table import MAIN_IN_TABLES
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,7 +111,7 @@ def evaluate(
     paired = {
         f"{rule}-{other}": resamples.interval(resamples.ratio(curves[rule][:, -1] - curves[other][:, -1]))
         for other in others
-        for rule in ("swift_best", "swift_vote", "swift_shrunk")
+        for rule in MAIN_IN_TABLES
         if rule in curves
     }
 

@@ -17,6 +17,7 @@ from swift_rm.evaluation.auroc import within_question_auroc
 from swift_rm.evaluation.rule_curves import VOTE_SUBSETS, rule_curves, scores_by_name
 from swift_rm.records.rollouts import Rollout
 from swift_rm.selection.baselines import BASELINES, DEEPCONF_WINDOW
+from swift_rm.selection.rule_table import EVALUATED_BY_REWARD, EVALUATED_VOTES
 from swift_rm.selection.rules import best, select, weighted_vote
 
 Floats = npt.NDArray[np.float64]
@@ -24,13 +25,10 @@ Floats = npt.NDArray[np.float64]
 # What each rule goes by: the name of a score, or None where it needs none.
 SCORES: dict[str, str | None] = {
     "first": None, "majority": None, **{name: name for name in BASELINES},
-    "swift_best": "swift", "swift_vote": "swift", "swift_shrunk": "swift", "swift_borda": "swift",
+    **dict.fromkeys(EVALUATED_BY_REWARD, "swift"),
     "self_certainty_borda": "self_certainty", "deepconf_vote": "deepconf_mean", "oracle": None,
 }  # fmt: skip
-VOTES = {
-    "majority": "majority", "swift_vote": "vote", "swift_shrunk": "shrunk", "swift_borda": "borda",
-    "self_certainty_borda": "borda",
-}  # fmt: skip
+VOTES = {**EVALUATED_VOTES, "self_certainty_borda": "borda"}
 
 
 @dataclass(frozen=True)

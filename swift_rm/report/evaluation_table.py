@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from swift_rm.evaluation.intervals import percent, plain
 from swift_rm.files.text import aligned, counted
+from swift_rm.selection.rule_table import MAIN_IN_TABLES
 
 if TYPE_CHECKING:
     from swift_rm.evaluation.evaluate import Evaluation
 
-CURVES = ("swift_best", "swift_vote", "swift_shrunk", "majority", "oracle")
+CURVES = (*MAIN_IN_TABLES, "majority", "oracle")
 
 
 def format_table(evaluation: Evaluation) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 from swift_rm.evaluation.rule_outcome import SCORES, chosen
 from swift_rm.records.rollouts import Rollout
 from swift_rm.selection.baselines import mean_logprob
+from swift_rm.selection.rule_table import MAIN_EVALUATED
 from swift_rm.selection.rules import shrunk_means
 
-MAIN_RULES = ("swift_shrunk", "swift_best", "swift_vote", "majority", "mean_logprob")  # the default rule first
+MAIN_RULES = (*MAIN_EVALUATED, "majority", "mean_logprob")  # the default rule first
 
 Kind = Literal["missed", "gained", "kept", "lost"]
 KINDS: tuple[Kind, ...] = ("missed", "gained", "kept", "lost")

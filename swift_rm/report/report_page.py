@@ -18,15 +18,12 @@ from swift_rm.report.question_summary import summarise_questions
 from swift_rm.report.result_sentences import findings, headline
 from swift_rm.report.text_clipping import size
 from swift_rm.report.token_view import PARTS_STYLE, palette_style
+from swift_rm.selection.rule_table import EVALUATED_WORDS
 
 PAGE_BYTES = 8_000_000  # what a browser opens within three seconds on two cores, see benchmarks/report/report_page.py
 RULES = {
     "first": "one response, whichever",
-    "majority": "the most frequent answer",
-    "swift_best": "the highest reward",
-    "swift_vote": "the answer with the highest sum of sigmoid(reward)",
-    "swift_shrunk": "the answer with the highest shrunk mean of sigmoid(reward); the default",
-    "swift_borda": "a vote weighted by the reward's rank",
+    **EVALUATED_WORDS,
     "length": "the shortest response",
     "mean_logprob": "the highest mean log-probability",
     "sum_logprob": "the highest log-probability",

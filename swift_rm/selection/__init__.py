@@ -1,28 +1,33 @@
 """Pure rules over one question's candidates, and the baseline scores. The rules can be imported from here."""
 
-from swift_rm.selection.rules import (
-    BORDA_POWER,
-    DEFAULT_RULE,
-    EXTERNAL_RULES,
-    RULES,
-    SHRINKAGE,
-    Answers,
-    Scores,
-    Selection,
-    best,
-    borda_vote,
-    borda_votes,
-    check_rule,
-    fuse_rank,
-    fuse_scale,
-    majority_vote,
-    reward_vote,
-    reward_weights,
-    select,
-    shrunk_means,
-    shrunk_vote,
-    weighted_vote,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from swift_rm.selection.rule_table import DEFAULT_RULE, EXTERNAL_RULES, RULES
+
+if TYPE_CHECKING:
+    from swift_rm.selection.rules import (
+        BORDA_POWER,
+        SHRINKAGE,
+        Answers,
+        Scores,
+        Selection,
+        best,
+        borda_vote,
+        borda_votes,
+        check_rule,
+        fuse_rank,
+        fuse_scale,
+        majority_vote,
+        reward_vote,
+        reward_weights,
+        select,
+        shrunk_means,
+        shrunk_vote,
+        weighted_vote,
+    )
 
 __all__ = [
     "BORDA_POWER",
@@ -47,3 +52,9 @@ __all__ = [
     "shrunk_vote",
     "weighted_vote",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("swift_rm.selection.rules"), name)
+    raise AttributeError(f"module 'swift_rm.selection' has no attribute {name!r}")

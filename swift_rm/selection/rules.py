@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from swift_rm.selection.rule_table import EXTERNAL_RULES, RULES
+
 Scores = Sequence[float | None] | npt.NDArray[np.float64]
 Answers = Sequence[str | None]
 
-RULES = ("shrunk", "best", "majority", "vote", "borda", "rank", "scale")
-DEFAULT_RULE = "shrunk"  # what `best_of_n` and the command choose by; benchmarks/decoding/over_optimisation.py has the evidence
-EXTERNAL_RULES = ("rank", "scale")  # those that fuse with the rewards of a second model
 BORDA_POWER = 0.5
 SHRINKAGE = 2.0
 

@@ -12,8 +12,8 @@ import pytest
 from swift_rm.files.text import visible
 from swift_rm.gateway.app.question_html import PAGE_POLICY, RULES
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
+from swift_rm.selection.rule_table import SERVED_RULES
 from tests.gateway.running_gateway import serving
 from tests.gateway.stub import Stub
 from tests.report.test_token_view import HOSTILE, UNSEEN, Page, browse, read_png  # noqa: F401

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from swift_rm.selection.rule_table import RULES
 from swift_rm.selection.rules import (
-    RULES,
     Selection,
     best,
     borda_vote,

@@ -21,9 +21,9 @@ from swift_rm.gateway.http.request_log import PLAIN, Record, Scope, Send, record
 from swift_rm.gateway.http.responses import DONE, WAITING, Head, Piece, closed, event, json_reply, send_stream
 from swift_rm.gateway.request.backend import Answer, Backend
 from swift_rm.gateway.request.errors import refused
-from swift_rm.gateway.request.names import SERVED_RULES
 from swift_rm.gateway.request.request import Asking, Limits, check_limits, choose_rule, understand
 from swift_rm.gateway.request.settings import Settings
+from swift_rm.selection.rule_table import SERVED_RULES
 
 PATIENCE_S = 5.0  # between signs of life, while the candidates of a stream are drawn
 

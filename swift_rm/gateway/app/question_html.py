@@ -9,25 +9,19 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from swift_rm.files.text import counted, visible
-from swift_rm.gateway.request.names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.report.html_page import POLICY, SKIP, document, text
 from swift_rm.report.token_view import CARDS_STYLE, PARTS_STYLE, cards, legend, palette_style, signed
 from swift_rm.report.token_view_data import CandidateView, Scale
 from swift_rm.reward.identity import short_name
+from swift_rm.selection.rule_table import RULE_TABLE, SERVED_RULES
 
 if TYPE_CHECKING:
     from swift_rm.gateway.request.errors import GatewayError
 
 PAGE_POLICY = f"{POLICY}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 META_POLICY = f"{POLICY}; form-action 'self'; base-uri 'none'"  # what a page can say of itself
-RULES = {
-    "shrunk": "the answer with the best mean reward; few candidates count less",
-    "best": "the candidate with the highest reward",
-    "majority": "the answer that most candidates gave",
-    "vote": "the answer with the largest sum of probabilities",
-    "borda": "the answer with the most votes, by rank",
-}
+RULES = {rule.name: rule.words for rule in RULE_TABLE if not rule.external}
 TITLE = "Best of N"
 
 

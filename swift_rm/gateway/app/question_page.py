@@ -19,7 +19,7 @@ from swift_rm.gateway.request.backend import Answer
 from swift_rm.gateway.request.errors import GatewayError, refused
 from swift_rm.gateway.request.request import understand
 from swift_rm.reward.identity import short_name
-from swift_rm.selection.rules import DEFAULT_RULE
+from swift_rm.selection.rule_table import DEFAULT_RULE
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -23,8 +23,9 @@ from swift_rm.gateway.http.logs import log_event
 from swift_rm.gateway.http.metrics import Metrics
 from swift_rm.gateway.process import readiness
 from swift_rm.gateway.request.backend import Backend
-from swift_rm.gateway.request.names import SERVED_RULES, listed
+from swift_rm.gateway.request.names import listed
 from swift_rm.gateway.request.settings import Settings
+from swift_rm.selection.rule_table import SERVED_RULES
 
 KEEP_ALIVE_S = 75  # longer than the minute after which proxies close a connection nobody uses
 HEADERS = 64 * 1024  # bytes

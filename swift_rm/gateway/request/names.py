@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.selection.rules import EXTERNAL_RULES, RULES
+from swift_rm.selection.rule_table import SERVED_RULES
 
-SERVED_RULES = tuple(rule for rule in RULES if rule not in EXTERNAL_RULES)
 EXAMPLES = ("swift-best-of-4", "swift-best-of-16", "swift-shrunk-16", "swift-vote-8", "swift-vote-16")
 _NAMED = re.compile(r"swift-(?P<rule>[a-z]+(?:-of)?)-(?P<n>[1-9][0-9]{0,5})", re.ASCII)
 

@@ -12,7 +12,7 @@ from swift_rm.gateway.request.errors import GatewayError, refused
 from swift_rm.gateway.request.names import Chosen, chosen_by
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.selection.rules import DEFAULT_RULE
+from swift_rm.selection.rule_table import DEFAULT_RULE
 
 
 @dataclass(frozen=True)

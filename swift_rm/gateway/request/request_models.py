@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from swift_rm.selection.rule_table import ServedRule
 
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -42,7 +44,7 @@ class Asked(_Known):
     model: Annotated[str, Field(min_length=1, max_length=512)]
     n: Annotated[int, Field(ge=1, description="how many responses to return: of N candidates the first n")] | None = None
     best_of: Annotated[int, Field(ge=1, description="N: how many candidates to draw")] | None = None
-    select: Literal["shrunk", "best", "majority", "vote", "borda"] | None = Field(
+    select: ServedRule | None = Field(
         None, description="the rule that chooses among N candidates; a model's name may say it instead"
     )
     abstain_below: Annotated[float, Field(ge=0, le=1)] | None = Field(

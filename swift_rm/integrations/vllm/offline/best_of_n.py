@@ -17,7 +17,8 @@ from swift_rm.integrations.vllm.worker.settings import check_served_model, load_
 from swift_rm.records.rollouts import Prompt
 from swift_rm.reward.identity import fingerprint
 from swift_rm.selection.candidates import BestOfN
-from swift_rm.selection.rules import DEFAULT_RULE, check_rule
+from swift_rm.selection.rule_table import DEFAULT_RULE
+from swift_rm.selection.rules import check_rule
 from swift_rm.tasks.answers import find_answer
 from swift_rm.tokens.encoding import encode_prompts
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from swift_rm.integrations.vllm.worker.kept_scores import MOST_FINISHED
 from swift_rm.integrations.vllm.worker.request_names import sample_names
-from swift_rm.selection.rules import EXTERNAL_RULES, RULES
+from swift_rm.selection.rule_table import SERVED_RULES
 
 FIELD_PREFIX, SELECT_FIELD = "swift_", "swift_select"
-REWARD_RULES = tuple(rule for rule in RULES if rule not in EXTERNAL_RULES)
 TRUE = {"true", "1", "1.0", "t", "y", "yes", "on"}  # what vLLM takes for it
 TEXT = {"text", "input_text", "output_text", "refusal", "thinking"}  # parts of a message that are nothing but tokens
 
@@ -99,8 +98,8 @@ def _check_reward_fields(body: Mapping[str, Any]) -> None:
     for field, value in body.items():
         if field.startswith(FIELD_PREFIX) and field != SELECT_FIELD:
             raise RefusedRequest(f"{field} is unknown here: the one field for rewards is {SELECT_FIELD}", field)
-        if field == SELECT_FIELD and value is not None and value not in REWARD_RULES:
-            raise RefusedRequest(f"{SELECT_FIELD}={value!r:.60} is no rule: the rules are {', '.join(REWARD_RULES)}", field)
+        if field == SELECT_FIELD and value is not None and value not in SERVED_RULES:
+            raise RefusedRequest(f"{SELECT_FIELD}={value!r:.60} is no rule: the rules are {', '.join(SERVED_RULES)}", field)
 
 
 def _true(value: Any) -> bool:
