@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from swift_rm.api.best_of_n import candidates_of
 from swift_rm.api.reply import Answered
+from swift_rm.api.reply_scoring import candidates_of
 from swift_rm.gateway.request.backend import Answer
 from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.upstream.sampler import Drawn

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from swift_rm.api.best_of_n import check_reads
 from swift_rm.api.endpoint import limit_name
+from swift_rm.api.reply_scoring import check_reads
 from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
 from swift_rm.gateway.request.errors import refused
 from swift_rm.gateway.request.request import Asking
