@@ -12,7 +12,7 @@ import pytest
 from swift_rm.files.text import visible
 from swift_rm.gateway.app.question_html import PAGE_POLICY, RULES
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.names import SERVED_RULES
+from swift_rm.gateway.request.model_names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
 from tests.gateway.running_gateway import serving
 from tests.gateway.stub import Stub

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from swift_rm.files.text import counted, visible
-from swift_rm.gateway.request.names import SERVED_RULES
+from swift_rm.gateway.request.model_names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.report.html_page import POLICY, SKIP, document, text
 from swift_rm.report.token_palette import palette_style
