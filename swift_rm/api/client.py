@@ -6,13 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from swift_rm.api.failures import TooLong
 from swift_rm.api.keys import ApiKey, check_address
 
 LARGEST_REPLY, LARGEST_ERROR = 2**30, 2**20  # bytes, unpacked: half a million tokens with 20 alternatives each
-
-
-class TooLong(Exception):
-    """A reply that is longer than any that is read, or has not ended in time."""
 
 
 def open_client(base_url: str | None, key: ApiKey, timeout_s: float, retries: int) -> Any:

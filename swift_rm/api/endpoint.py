@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from swift_rm.api.client import open_client
-from swift_rm.api.failures import ApiFailure, Hopeless, Malformed, Refused
-from swift_rm.api.faults import fault_of, words_of
+from swift_rm.api.failures import ApiFailure, Hopeless, Malformed, Refused, fault_of, words_of
 from swift_rm.api.keys import ApiKey, host_of, without_secrets
 from swift_rm.api.retry_delay import LONGEST_TOLD_S, LONGEST_WAIT_S, backoff
 from swift_rm.api.usage import Usage
@@ -130,7 +129,7 @@ class Endpoint:
         if outcome is None:
             raise Malformed(f"no reply within {self.timeout_s:g} s")
         if outcome.error is not None:
-            raise fault_of(outcome.error, self) from None
+            raise fault_of(outcome.error, self.where, self.model, self.key, self.timeout_s) from None
         try:
             return json.loads(outcome.value or b"")
         except (ValueError, RecursionError):

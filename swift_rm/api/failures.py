@@ -1,12 +1,22 @@
-"""What can go wrong with an endpoint, by what is to be done: try again, change the request, or come back later."""
+"""What can go wrong with an endpoint, by what is to be done: try again, change the request, or give up.
+
+Each is one sentence, without a part of the key.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from swift_rm.api.keys import without_secrets
+from swift_rm.api.retry_delay import LONGEST_TOLD_S, told_to_wait
 
 if TYPE_CHECKING:
+    from swift_rm.api.keys import ApiKey
     from swift_rm.selection.candidates import BestOfN
+
+AGAIN = (408, 409, 429)  # HTTP statuses, beside 500 and above
 
 
 class ApiFailure(OSError):
@@ -18,7 +28,7 @@ class ApiFailure(OSError):
 
 
 class Hopeless(ValueError):
-    """What no other request changes: a wrong key, a model that is not there, a server that is not to be trusted."""
+    """An error that every request would meet: a wrong key, a model that is not there, a server that is not to be trusted."""
 
 
 class Refused(ValueError):
@@ -35,3 +45,58 @@ class Malformed(Exception):
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
+
+
+class TooLong(Exception):
+    """A reply that is longer than any that is read, or has not ended in time."""
+
+
+def fault_of(error: BaseException, where: str, model: str, key: ApiKey, timeout_s: float) -> BaseException:
+    """Return what ``error`` means for a request to ``model`` at the address ``where``: Malformed where it may be made again."""
+    import openai
+
+    if isinstance(error, TooLong) or isinstance(error.__cause__, TooLong):
+        return Refused(f"{where} sends a reply too long to be read; set a limit of tokens (--max-new-tokens)")
+    if isinstance(error, openai.APIStatusError):
+        return _status_fault(error, where, model, key)
+    if isinstance(error, openai.APITimeoutError):
+        return Malformed(f"no reply within {timeout_s:g} s")
+    if isinstance(error, openai.APIConnectionError):
+        return Malformed(f"the connection failed or was cut ({type(error.__cause__ or error).__name__})")
+    if isinstance(error, openai.OpenAIError):
+        return Malformed(f"no reply ({type(error).__name__})")
+    if isinstance(error, ValueError | TypeError):  # half a surrogate pair, say, which no request can carry
+        return Refused(f"a request could not be written ({type(error).__name__}): is every message text?")
+    return error
+
+
+def _status_fault(error: Any, where: str, model: str, key: ApiKey) -> Exception:
+    status, headers = error.status_code, error.response.headers
+    words = key.shown(words_of(error.body))
+    said = f"HTTP status {status}" + (f": {words!r}" if words else "")
+    if status in (401, 403):  # not the endpoint's own words: they may hold a part of the key
+        return Hopeless(f"{where} refuses the key: HTTP status {status}; set {key.name} to one that may use the model {model!r}")
+    if 300 <= status < 400:  # not followed: questions would go to a host that nobody named
+        to = key.shown(without_secrets(headers.get("location", "")))
+        return Hopeless(f"{where} redirects to {to!r} (HTTP status {status}): if that is right, give its address")
+    if status == 404:
+        return Hopeless(
+            f"{where} has no model {model!r} or no chat completions: {said}; is the name right, and does the address end in /v1?"
+        )
+    if (status in AGAIN or status >= 500) and headers.get("x-should-retry") != "false":
+        wait_s = told_to_wait(headers)
+        told = f", which asks for a wait of {wait_s:.0f} s" if wait_s is not None and wait_s > LONGEST_TOLD_S else ""
+        return Malformed(said + told, wait_s)
+    if status in AGAIN or status >= 500:
+        return Malformed(f"{said}, not to be tried again", math.inf)
+    return Refused(f"{where} does not accept the request, {said}; change what it names")
+
+
+def words_of(body: Any) -> str:
+    """Return what an error's JSON says to people, wherever servers put it."""
+    for value in (body.get("message"), body.get("detail"), body.get("error")) if isinstance(body, dict) else ():
+        if isinstance(value, dict):
+            value = value.get("message")
+        if isinstance(value, str):
+            return value
+    return ""

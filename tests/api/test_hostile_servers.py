@@ -12,7 +12,7 @@ from swift_rm.api.endpoint import Endpoint
 from swift_rm.api.failures import ApiFailure, Hopeless, Refused
 from swift_rm.api.keys import ApiKey
 from swift_rm.api.reply import read_reply
-from swift_rm.api.request_pool import RequestPool
+from swift_rm.api.request_scheduler import RequestPool
 from swift_rm.api.sampling import sample_api
 from swift_rm.files.jsonl_appender import LineAppender
 from tests.api.api_server import KEY, MODEL, answer, choice, choices, completion, fake_api, leaks, raw, send, status

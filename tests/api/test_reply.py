@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from swift_rm.api.content_tokens import content_tokens
 from swift_rm.api.failures import Malformed, Unusable
-from swift_rm.api.reply import read_reply
+from swift_rm.api.reply import content_tokens, read_reply
 from tests.api.api_server import choice, completion
 
 CLEF = list("\U0001d11e".encode())  # a character of four bytes

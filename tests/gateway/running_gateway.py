@@ -13,7 +13,7 @@ from http.client import HTTPResponse
 
 import uvicorn
 
-from swift_rm.gateway.app.app import create_app
+from swift_rm.gateway.app.application import create_app
 from swift_rm.gateway.request.settings import Settings
 
 CHAT = "/v1/chat/completions"

@@ -8,14 +8,14 @@ from contextlib import suppress
 
 import pytest
 
-from swift_rm.api.best_of_n import candidates_of
 from swift_rm.api.reply import read_reply
-from swift_rm.api.text_choices import as_chat
+from swift_rm.api.reply_scoring import candidates_of
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.request import Limits, understand
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.gateway.upstream import sampler as upstream_drawing
-from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.gateway.upstream import sampler
+from swift_rm.gateway.upstream.backend import UpstreamBackend
+from swift_rm.gateway.upstream.text_completions import as_chat
 from swift_rm.selection.rules import select
 from tests.api.api_server import KEY, MODEL, Left, answer, choice, choices, cut, drawn, leaks, raw, slow, status, text_choice
 from tests.api.test_best_of_n import reward_model
@@ -25,7 +25,7 @@ MESSAGES = [{"role": "user", "content": "1 + 1"}]
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr(upstream_drawing, "LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(sampler, "LONGEST_WAIT_S", 0.01)
 
 
 def backend_of(api, rm=None, **changed):

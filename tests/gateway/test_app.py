@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from swift_rm.gateway.app.app import create_app
+from swift_rm.gateway.app.application import create_app
 from swift_rm.gateway.http.metrics import Metrics
 from swift_rm.gateway.request.settings import Settings
 from tests.gateway.running_gateway import CHAT, running
@@ -147,7 +147,7 @@ def test_health_says_why_not():
         assert late.status == 503 and "no word within 0.05 s" in late.json["reason"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("swift_rm.gateway.app.app.HEALTH_S", 0.05)
+        patch.setattr("swift_rm.gateway.app.application.HEALTH_S", 0.05)
         asyncio.run(run(patch))
 
 

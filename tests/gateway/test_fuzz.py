@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
 from swift_rm import SwiftConfig, SwiftRewardModel
-from swift_rm.gateway.local.local import LocalBackend
+from swift_rm.gateway.local.backend import LocalBackend
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.gateway.upstream.backend import UpstreamBackend
 from swift_rm.models.load import TINY, TINY_REWARD, load_language_model, resolve
 from tests.api.api_server import KEY
 from tests.gateway.running_gateway import serving

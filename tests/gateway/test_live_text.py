@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from swift_rm.gateway.local.live_text import LiveText, open_ends_of
+from swift_rm.gateway.local.incremental_detokenizer import LiveText, open_ends_of
 from swift_rm.tokens.stop_text import cut_at_stop_string
 
 TEXTS = [

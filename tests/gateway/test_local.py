@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swift_rm import best_of_n, score
-from swift_rm.gateway.local.local import LocalBackend
+from swift_rm.gateway.local.backend import LocalBackend
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.request.settings import Settings

@@ -8,9 +8,9 @@ import openai
 import pytest
 
 from swift_rm import SwiftConfig, SwiftRewardModel, best_of_n, score
-from swift_rm.gateway.local.local import LocalBackend
+from swift_rm.gateway.local.backend import LocalBackend
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.gateway.upstream.backend import UpstreamBackend
 from swift_rm.models.load import TINY, TINY_REWARD, load_language_model, resolve
 from swift_rm.tasks.homework import HomeworkTask
 from tests.api.api_server import KEY, answer

@@ -3,8 +3,7 @@ import re
 
 import pytest
 
-from swift_rm.gateway.local.prompts import Prompts
-from swift_rm.gateway.local.unsupported import refuse_unsupported
+from swift_rm.gateway.local.prompts import Prompts, refuse_unsupported
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.request import Asking
 

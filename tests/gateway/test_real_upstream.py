@@ -7,7 +7,7 @@ import pytest
 
 from swift_rm import SwiftConfig, fit
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.gateway.upstream.backend import UpstreamBackend
 from swift_rm.tasks.homework import HomeworkTask
 from tests.gateway.running_gateway import serving
 from tests.scripts import ROOT

@@ -19,7 +19,7 @@ import pytest
 from swift_rm.cli.main import main
 from swift_rm.gateway.http.listening import listen, url
 from swift_rm.gateway.http.metrics import Metrics
-from swift_rm.gateway.process.process import Process
+from swift_rm.gateway.process.server import Process
 from swift_rm.gateway.request.settings import Settings
 from tests.gateway.stub import Stub
 

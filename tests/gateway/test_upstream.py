@@ -11,7 +11,7 @@ import pytest
 
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.gateway.upstream.backend import UpstreamBackend
 from tests.api.api_server import (
     KEY,
     MODEL,

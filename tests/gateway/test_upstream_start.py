@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from swift_rm.gateway.upstream import upstream
-from swift_rm.gateway.upstream.upstream import UpstreamBackend
+from swift_rm.gateway.upstream import backend as upstream
+from swift_rm.gateway.upstream.backend import UpstreamBackend
 from tests.api.api_server import KEY, MODEL, Left, cut, drawn, fake_api, leaks, status, streamed
 from tests.api.test_best_of_n import reward_model
 from tests.gateway.running_gateway import serving

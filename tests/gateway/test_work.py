@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from swift_rm.gateway.app.request_limit import Admission
+from swift_rm.gateway.app.completions import Admission
 from swift_rm.gateway.http.disconnects import unless_gone
 from swift_rm.gateway.http.metrics import Metrics
 from swift_rm.gateway.request.backend import Forwarded

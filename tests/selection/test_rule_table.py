@@ -9,7 +9,7 @@ from swift_rm.cli.main import build_parser
 from swift_rm.evaluation.rule_curves import rule_curves
 from swift_rm.evaluation.rule_outcome import SCORES, VOTES, chosen
 from swift_rm.gateway.app.question_html import RULES as SHOWN
-from swift_rm.gateway.request.names import chosen_by
+from swift_rm.gateway.request.model_names import chosen_by
 from swift_rm.report.evaluation_table import CURVES
 from swift_rm.report.plots.matplotlib_figures import LOOKS
 from swift_rm.report.question_summary import MAIN_RULES

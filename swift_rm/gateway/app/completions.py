@@ -1,26 +1,25 @@
-"""How a completion is answered: read, let in, understood; then passed on, answered whole, or streamed."""
+"""Answer a completion: read it, let it in if the server is not full, parse it; then pass it on, reply whole, or stream."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from swift_rm.gateway.app.live_answers import LiveAnswers
-from swift_rm.gateway.app.request_limit import Admission
 from swift_rm.gateway.http.body import BODY_S, parse, read_body
 from swift_rm.gateway.http.disconnects import ClientGone, Receive, ended, result_of, unless_gone
 from swift_rm.gateway.http.logs import capped
 from swift_rm.gateway.http.metrics import GONE, Metrics
-from swift_rm.gateway.http.replies import Replies
+from swift_rm.gateway.http.replies import LiveAnswers, Replies
 from swift_rm.gateway.http.request_log import PLAIN, Record, Scope, Send, record_of
 from swift_rm.gateway.http.responses import DONE, WAITING, Head, Piece, closed, event, json_reply, send_stream
 from swift_rm.gateway.request.backend import Answer, Backend
-from swift_rm.gateway.request.errors import refused
+from swift_rm.gateway.request.errors import GatewayError, refused
 from swift_rm.gateway.request.request import Asking, Limits, check_limits, choose_rule, understand
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import SERVED_RULES
@@ -171,3 +170,27 @@ def _whole_number(raw: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int):
         raise refused(f"{name!r} must be a whole number, got {value!r:.60}", name)
     return value
+
+
+class Admission:
+    """A bounded count of requests, entered as a context by each; ``on_full`` is told of those that find it full.
+
+    It lives on one event loop. Raises GatewayError, status 429, on entering when ``most`` are inside.
+    """
+
+    def __init__(self, most: int, on_full: Callable[[], None] | None = None) -> None:
+        self.most, self.inside, self._on_full = most, 0, on_full
+
+    def __enter__(self) -> Admission:
+        if self.inside >= self.most:
+            if self._on_full is not None:
+                self._on_full()
+            raise GatewayError(
+                429, f"the server is full: it has {self.most} requests to answer already; ask again in a second",
+                code="server_full", headers={"retry-after": "1"},
+            )  # fmt: skip
+        self.inside += 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.inside -= 1

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's JSON: completions, and the chunks of a stream."""
+"""Write ranked candidates as OpenAI's JSON: whole completions, and the chunks of a stream, finished or still generated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class Replies:
         return self._chunk([self._delta(delta.index, delta.text, end=self._choice(delta.index, delta.candidate))])
 
     def end(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """Yield what comes after the last choice: a chunk without one, which only who asked for usage knows how to read."""
+        """Yield what comes after the last choice: a last chunk without choices, if the client asked for usage."""
         if self.asking.include_usage:
             yield {**self._chunk([]), "usage": usage(answers), "swift": self.told(answers)}
 
@@ -136,3 +137,35 @@ def _judged(candidate: Candidate) -> dict[str, float | None]:
 def _candidate(one: Candidate, asking: Asking) -> dict[str, Any]:
     ids = {"token_ids": one.token_ids} if asking.return_token_ids and one.token_ids else {}
     return {"text": one.text, "answer": one.answer, "finish_reason": one.finish_reason, **_judged(one), **ids}
+
+
+class LiveAnswers:
+    """Turns the deltas of one request into chunks, and keeps the candidates with which they end."""
+
+    def __init__(self, asking: Asking, replies: Replies) -> None:
+        self.asking, self.replies = asking, replies
+        self._begun: set[int] = set()
+        self._prompt_tokens: dict[int, int] = defaultdict(int)
+        self._candidates: dict[int, Candidate] = {}
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """Yield the chunks that tell a delta: the first of a choice says the role, the last how it ended."""
+        prompt = delta.index // self.asking.returned
+        self._prompt_tokens[prompt] = max(self._prompt_tokens[prompt], delta.prompt_tokens)
+        begin = delta.index not in self._begun
+        self._begun.add(delta.index)
+        if begin or (delta.text and delta.candidate is None):
+            yield self.replies.chunk(delta.index, "" if delta.candidate else delta.text, begin)
+        if delta.candidate is not None:
+            self._candidates[delta.index] = delta.candidate
+            yield self.replies.last(delta)
+
+    def answers(self) -> list[Answer]:
+        """Return what has been answered, a prompt each."""
+        n = self.asking.returned
+        found = []
+        for prompt in range(len(self.asking.prompts)):
+            candidates = [self._candidates[prompt * n + i] for i in range(n)]
+            tokens = sum(len(one.token_ids) for one in candidates)
+            found.append(Answer(self._prompt_tokens[prompt], tokens, n, candidates))
+        return found

@@ -12,7 +12,7 @@ from swift_rm.decoding.decoded_candidate import DecodedCandidate, Step
 from swift_rm.decoding.engine import Engine, PromptState
 from swift_rm.decoding.rank_decoded import candidates_of, decode_text, result_of
 from swift_rm.gateway.local.batching import Job
-from swift_rm.gateway.local.live_text import LiveText, open_ends_of
+from swift_rm.gateway.local.incremental_detokenizer import LiveText, open_ends_of
 from swift_rm.gateway.request.backend import Answer, Delta
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.report.token_view_data import view_candidate

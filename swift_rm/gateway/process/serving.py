@@ -31,7 +31,7 @@ def serve(settings: Settings) -> None:
     token = token_of(settings)
     from swift_rm.gateway.http.logs import configure
     from swift_rm.gateway.http.metrics import Metrics
-    from swift_rm.gateway.process.process import Process, leave
+    from swift_rm.gateway.process.server import Process, leave
 
     with listen(settings.host, settings.port) as listening:
         configure(settings)
@@ -64,12 +64,12 @@ def token_of(settings: Settings) -> str | None:
 def backend_of(settings: Settings, metrics: Metrics) -> Backend:
     """Return what answers the requests: a model here, or the server that is in front of."""
     if settings.upstream:
-        from swift_rm.gateway.upstream.upstream import UpstreamBackend
+        from swift_rm.gateway.upstream.backend import UpstreamBackend
 
         return UpstreamBackend(settings)
     import torch
 
-    from swift_rm.gateway.local.local import LocalBackend
+    from swift_rm.gateway.local.backend import LocalBackend
 
     # Threads of a model that share their core with requests wait for each other at every operation.
     spare = min(torch.get_num_threads(), (os.cpu_count() or 1) - 1)

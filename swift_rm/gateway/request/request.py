@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from swift_rm.gateway.request.errors import GatewayError, refused
-from swift_rm.gateway.request.names import Chosen, chosen_by
+from swift_rm.gateway.request.model_names import Chosen, chosen_by
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import DEFAULT_RULE

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import httpx2
 
-from swift_rm.api.faults import AGAIN, words_of
+from swift_rm.api.failures import AGAIN, words_of
 from swift_rm.api.keys import ApiKey
 from swift_rm.api.retry_delay import told_to_wait
 from swift_rm.gateway.request.errors import GatewayError

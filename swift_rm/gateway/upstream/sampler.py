@@ -11,17 +11,16 @@ from typing import Any
 
 from swift_rm.api.capability_probe import asking as asking_chat
 from swift_rm.api.endpoint import limit_name
-from swift_rm.api.failures import Malformed, Unusable
-from swift_rm.api.faults import words_of
+from swift_rm.api.failures import Malformed, Unusable, words_of
 from swift_rm.api.reply import Answered, read_reply
 from swift_rm.api.request_scheduler import SEEDS
 from swift_rm.api.retry_delay import LONGEST_WAIT_S, backoff
-from swift_rm.api.text_choices import as_chat, asking_text
 from swift_rm.api.usage import Usage
 from swift_rm.gateway.request.errors import refused
 from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.upstream.client import Deadline, Reply, UpstreamClient
 from swift_rm.gateway.upstream.faults import UpstreamFault, not_json, status_fault, too_late
+from swift_rm.gateway.upstream.text_completions import as_chat, asking_text
 
 LEARNT_S = 600.0  # then all choices are asked for at once again: one odd request must not slow all that follow
 OURS = frozenset(

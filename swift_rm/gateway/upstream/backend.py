@@ -1,28 +1,32 @@
-"""The gateway in front of another server: the plain name passes through, a rule's candidates are drawn there and judged here."""
+"""The backend in front of another server: it answers the plain model, and samples the candidates that are ranked here."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from swift_rm.api.best_of_n import check_reads
 from swift_rm.api.endpoint import limit_name
+from swift_rm.api.reply import Answered
+from swift_rm.api.reply_scoring import candidates_of, check_reads
 from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
 from swift_rm.gateway.request.errors import refused
 from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.gateway.upstream.answers import answer_of
 from swift_rm.gateway.upstream.client import UpstreamClient
 from swift_rm.gateway.upstream.faults import UpstreamFault, status_fault
 from swift_rm.gateway.upstream.forwarding import forward, with_limit
 from swift_rm.gateway.upstream.sampler import OURS, Choices, Drawing, Drawn
+from swift_rm.report.token_view_data import CandidateView, TokenView
+from swift_rm.selection.candidates import Candidate, Ended, ranked
 
 if TYPE_CHECKING:
     from swift_rm.reward.reward_model import SwiftRewardModel
+
 
 LOOK_S, LOOKED_S = 3.0, 5.0  # how long a look at the upstream may take, and how long it is believed
 
@@ -140,3 +144,42 @@ class UpstreamBackend:
 
 def _judged(rm: SwiftRewardModel, asking: Asking, drawn: list[Drawn], views: bool) -> list[Answer]:
     return [answer_of(rm, asking, one, views) for one in drawn]
+
+
+def answer_of(rm: SwiftRewardModel, asking: Asking, drawn: Drawn, views: bool) -> Answer:
+    """Return the answer to one prompt; a response without a token is an empty one without a reward, and comes last."""
+    answers = [answer for _, answer in sorted(drawn.answers.items())]
+    candidates = candidates_of(rm, answers)
+    order = list(range(len(candidates)))
+    ended: Ended = "all" if len(answers) == asking.drawn else "failed"
+    if asking.rule is not None and any(one.complete for one in candidates):
+        result = ranked(None, candidates, asking.rule, drawn.completion_tokens, 0, ended)
+        place = {id(one): i for i, one in enumerate(candidates)}
+        order = [place[id(one)] for one in (result.best, *(one for one in result.candidates if one is not result.best))]
+    told = [replace(candidates[i], finish_reason=answers[i].finish_reason) for i in order]  # with a reward or without
+    shown = views_of(rm, [answers[i] for i in order], told) if views else ()
+    return Answer(drawn.prompt_tokens, drawn.completion_tokens, len(answers), told, ended, shown)
+
+
+def views_of(rm: SwiftRewardModel, answers: Sequence[Answered], candidates: Sequence[Candidate]) -> list[CandidateView]:
+    """Return responses with the gate and reward of each of their tokens."""
+    import torch
+
+    from swift_rm.reward.logprob_features import features_of
+
+    read = [answer.logprobs for answer in answers if answer.logprobs.chosen]
+    gates: list[float] = []
+    rewards: list[float] = []
+    if read:
+        features, _ = features_of(read, rm.config.top_logprobs or 0)
+        with torch.inference_mode():
+            scores = rm.token_scores(features.to(rm.head.weight))
+        gates, rewards = scores.gate.tolist(), scores.reward.tolist()
+    numbers = iter(zip(gates, rewards, strict=True))
+    return [
+        CandidateView(
+            [TokenView(piece, None, *next(numbers)) for piece in answer.pieces], one.reward, one.probability, one.answer,
+            finish_reason=one.finish_reason, flag=one.flag,
+        )
+        for answer, one in zip(answers, candidates, strict=True)
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Read text completions as chat completions: the same choices, in the shape that :mod:`swift_rm.api.reply` reads."""
+"""Turn text completions into chat completions: the same choices, in the shape that :mod:`swift_rm.api.reply` reads."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
-"""The gateway's HTTP: OpenAI's routes, health and metrics, behind the layers that record requests and let them in."""
+"""The gateway's HTTP application: OpenAI's routes, health and metrics, behind the layers around every request.
+
+These record each request, turn an unexpected exception into a 500 reply and a log entry, and let in who may ask.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,18 +18,26 @@ from starlette.responses import Response
 from swift_rm._version import __version__
 from swift_rm.gateway.app.access import Access
 from swift_rm.gateway.app.backend_lifecycle import STARTING
-from swift_rm.gateway.app.completions import Completions
-from swift_rm.gateway.app.error_layer import Failing
-from swift_rm.gateway.app.request_limit import Admission
+from swift_rm.gateway.app.completions import Admission, Completions
 from swift_rm.gateway.http.disconnects import ClientGone, Receive
 from swift_rm.gateway.http.metrics import GONE, Metrics
-from swift_rm.gateway.http.openapi import GUARDED, body_of, completion, described, refusals
-from swift_rm.gateway.http.reply_models import ChatCompletion, Health, Model, Models, TextCompletion
-from swift_rm.gateway.http.request_log import Recording, Scope, Send
-from swift_rm.gateway.http.responses import error_reply, json_reply
+from swift_rm.gateway.http.openapi import (
+    GUARDED,
+    ChatCompletion,
+    Health,
+    Model,
+    Models,
+    TextCompletion,
+    body_of,
+    completion,
+    described,
+    refusals,
+)
+from swift_rm.gateway.http.request_log import App, Recording, Scope, Send, record_of
+from swift_rm.gateway.http.responses import error_reply, json_reply, told
 from swift_rm.gateway.request.backend import Backend
-from swift_rm.gateway.request.errors import LATER, GatewayError
-from swift_rm.gateway.request.names import chosen_by, listed
+from swift_rm.gateway.request.errors import LATER, GatewayError, ending
+from swift_rm.gateway.request.model_names import chosen_by, listed
 from swift_rm.gateway.request.request import Limits
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 from swift_rm.gateway.request.settings import Settings
@@ -157,3 +169,36 @@ async def _gone(request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     return error_reply(error)
+
+
+class Failing:
+    """An ASGI layer that answers for an app that raised: uvicorn would log the exception's words, which may hold a prompt."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        with _Kept() as kept:
+            await self.app(scope, receive, send)
+        if kept.error is not None:
+            record = record_of(scope)
+            error = ending() if isinstance(kept.error, asyncio.CancelledError) else told(kept.error, record)
+            if not record.status:
+                return await error_reply(error)(scope, receive, send)
+            record.fields["failed"] = error.status
+
+
+class _Kept:
+    """Keeps an exception that would leave its block, unless it ends the process; tasks are cancelled by the server's end."""
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self.error = error if isinstance(error, (Exception, asyncio.CancelledError)) else None
+        return self.error is not None

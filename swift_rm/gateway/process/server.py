@@ -16,14 +16,14 @@ from typing import Any, NoReturn
 
 import uvicorn
 
-from swift_rm.gateway.app.app import create_app
+from swift_rm.gateway.app.application import create_app
 from swift_rm.gateway.app.backend_lifecycle import Lifetime
 from swift_rm.gateway.http.listening import url
 from swift_rm.gateway.http.logs import log_event
 from swift_rm.gateway.http.metrics import Metrics
-from swift_rm.gateway.process import readiness
+from swift_rm.gateway.process import systemd_notify
 from swift_rm.gateway.request.backend import Backend
-from swift_rm.gateway.request.names import listed
+from swift_rm.gateway.request.model_names import listed
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import SERVED_RULES
 
@@ -89,14 +89,14 @@ class Process:
             logging.INFO, "ready", address=address,
             models=listed(name, self.settings.max_n, rewards), rules=list(SERVED_RULES) if rewards else [],
         )  # fmt: skip
-        readiness.ready()
+        systemd_notify.ready()
         while True:
             await self._told.wait()
             self._told.clear()
             await self._reload()
 
     async def _reload(self) -> None:
-        readiness.reloading()
+        systemd_notify.reloading()
         # Whatever is wrong with the new one, the server goes on with the one it has.
         done: Any = (await asyncio.gather(self._in_worker(self.lifetime.reload), return_exceptions=True))[0]
         if isinstance(done, BaseException):
@@ -104,7 +104,7 @@ class Process:
         else:
             log_event(logging.INFO, "reloaded", reward_model=done)
         self.metrics.reloaded(not isinstance(done, BaseException))
-        readiness.ready()
+        systemd_notify.ready()
 
     async def _in_worker(self, work: Callable[[], Any]) -> Any:
         self._work = self._worker.submit(work)
@@ -132,7 +132,7 @@ class Process:
         if self.server.should_exit:
             leave(1)
         log_event(logging.INFO, "stopping", drain_s=self.settings.drain_s)
-        readiness.stopping()
+        systemd_notify.stopping()
         self.server.should_exit = True
         asyncio.get_running_loop().call_later(self.settings.drain_s, self.lifetime.end)
 

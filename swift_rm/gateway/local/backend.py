@@ -1,13 +1,15 @@
-"""A language model here, decoded by the engine, as what answers the gateway's requests."""
+"""The backend with a language model here: the engine's thread decodes, coroutines wait for what it makes."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
@@ -16,9 +18,7 @@ from swift_rm.decoding.engine import Engine, OutOfMemory, PromptState
 from swift_rm.gateway.http.logs import log_failure
 from swift_rm.gateway.local.batching import Batches, Job, Sampling
 from swift_rm.gateway.local.decoded_jobs import decode_jobs
-from swift_rm.gateway.local.prompts import Prompts
-from swift_rm.gateway.local.thread_queue import Mailbox
-from swift_rm.gateway.local.unsupported import KNOWN, refuse_unsupported
+from swift_rm.gateway.local.prompts import KNOWN, Prompts, refuse_unsupported
 from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
 from swift_rm.gateway.request.errors import GatewayError, ending
 from swift_rm.gateway.request.request import Asking
@@ -30,6 +30,8 @@ from swift_rm.sampling.generation import sampling_settings, seed_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Item = TypeVar("Item")
 
 Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase", SwiftRewardModel]
 
@@ -174,3 +176,33 @@ def _joined(deltas: Sequence[Delta]) -> list[Delta]:
         text = one.text if before is None else before.text + one.text
         joined[one.index] = Delta(one.index, text, one.candidate, one.prompt_tokens)
     return list(joined.values())
+
+
+class Mailbox(Generic[Item]):
+    """What a thread has to tell a coroutine, in order: made and emptied in a running loop, filled from any thread.
+
+    The loop is woken once for all that has come since it last looked.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[Item] = deque()
+        self._woken, self._wake = False, asyncio.Event()
+
+    def put(self, item: Item) -> None:
+        """Add an item; where the loop has ended, nobody is there to read it."""
+        self._items.append(item)
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def take(self) -> list[Item]:
+        """Wait for items and return all that are there."""
+        await self._wake.wait()
+        self._wake.clear()
+        self._woken = False  # before the box is emptied, so that what comes meanwhile wakes the loop again
+        items = []
+        while self._items:
+            items.append(self._items.popleft())
+        return items
