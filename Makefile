@@ -9,32 +9,37 @@ VLLM := $(VLLM_VENV)/bin
 VERL_VENV ?= .venv-verl
 VERL := $(VERL_VENV)/bin
 
-.PHONY: demo test test-servers test-adapters test-verl test-vllm test-versions lint types wheel unpinned assets clean
+.DEFAULT_GOAL := demo
 
-demo: $(STAMP)
+.PHONY: help demo test test-servers test-adapters test-verl test-vllm test-versions lint types wheel unpinned assets clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## sample, score and compare on 300 fresh questions with the embedded models
 	$(BIN)/swift-rm demo
 
-test: $(STAMP)
+test: $(STAMP)  ## the test suite, as a newcomer runs it
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 # What takes minutes or starts servers: llama.cpp's own with the tiny reasoner, Ray clusters, trainers that are killed.
-test-servers: $(STAMP)
+test-servers: $(STAMP)  ## what starts servers and clusters, in minutes
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[servers]"
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m servers
 
 # its_hub, lm-evaluation-harness and Inspect, with their own classes.
-test-adapters: $(STAMP)
+test-adapters: $(STAMP)  ## its_hub, lm-evaluation-harness and Inspect
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[adapters]"
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m adapters
 
 # verl's own classes, with Ray, in an environment of its own: it wants an older transformers.
-test-verl:
+test-verl:  ## verl, in an environment of its own
 	test -x $(VERL)/python || $(PYTHON) -m venv $(VERL_VENV)
 	$(VERL)/python -m pip install --quiet "torch==2.13.0" --editable ".[verl]" pytest
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VERL)/python -m pytest -m verl tests/integrations/test_verl_adapter.py
 
 # vLLM's CPU build in an environment of its own (3.5 GB): it wants other versions. The tests, then benchmarks/results/vllm.json.
-test-vllm: $(VLLM_VENV)/.installed
+test-vllm: $(VLLM_VENV)/.installed  ## vLLM's CPU build, in an environment of its own (3.5 GB)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VLLM)/python -m pytest -m vllm -p no:cacheprovider tests/integrations/vllm
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VLLM)/python -m benchmarks.vllm.rewards
 
@@ -45,30 +50,30 @@ $(VLLM_VENV)/.installed: pyproject.toml setup.py
 	$(VLLM)/python -m pip install --quiet --editable . pytest
 	touch $(VLLM_VENV)/.installed
 
-lint: $(STAMP)
+lint: $(STAMP)  ## ruff, and the order of the rooms by import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
-types: $(STAMP)
+types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy
 
 # The wheel, installed in an empty environment, used from another folder.
-wheel: $(STAMP)
+wheel: $(STAMP)  ## the wheel in an empty environment
 	PYTHON=$(abspath $(BIN)/python) BASE_PYTHON=$(PYTHON) sh .ci/check_wheel
 
 # The wheel as pip installs it today, nothing pinned but a CPU build of torch: the day a release breaks us is the day we know.
-unpinned: $(STAMP)
+unpinned: $(STAMP)  ## the wheel as pip installs it today
 	PYTHON=$(abspath $(BIN)/python) BASE_PYTHON=$(PYTHON) sh .ci/check_unpinned
 
 # The core of the suite with the oldest transformers that we claim, two between, and the newest that there is, with the oldest
 # torch and the newest: an environment each under .venv-versions, about an hour. Then benchmarks/results/versions.json and the table.
-test-versions: $(STAMP)
+test-versions: $(STAMP)  ## the core of the suite with other versions of transformers and torch (an hour)
 	$(BIN)/python -m benchmarks.versions.versions --table
 
 # The embedded models again, from nothing, as they were made: about two hours on two cores. They learn with heads of size 24,
 # which are padded last, all else being done: vLLM on CPUs serves no such heads, but those of size 32.
-assets: $(STAMP)
+assets: $(STAMP)  ## the embedded models again, from nothing (two hours)
 	$(BIN)/python examples/train_tiny_reasoner.py --last late --out swift_rm/assets/tiny-reasoner
 	$(BIN)/python examples/train_tiny_reasoner.py --init swift_rm/assets/tiny-reasoner --first polish --seed 1 --out swift_rm/assets/tiny-reasoner
 	$(BIN)/python examples/train_tiny_reward.py --out swift_rm/assets/tiny-reasoner-reward
@@ -84,5 +89,5 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
-clean:
+clean:  ## remove environments and builds
 	rm -rf $(VENV) $(VERL_VENV) $(VLLM_VENV) .venv-versions build dist *.egg-info
