@@ -14,6 +14,7 @@ from homework_corpus import make_tokenizer
 
 from swift_rm.records.rollouts import Rollout
 from tests.api.api_server import KEY, fake_api
+from tests.report.pages import browse  # noqa: F401  a fixture of the tests of pages, wherever they are
 from tests.tiny_models import tiny_model
 
 

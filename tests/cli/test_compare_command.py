@@ -8,7 +8,7 @@ import pytest
 from swift_rm.cli.main import main
 from swift_rm.files.text import visible
 from swift_rm.report.html_page import POLICY
-from tests.report.test_token_view import HOSTILE, UNSEEN, Page, browse  # noqa: F401
+from tests.report.pages import HOSTILE, UNSEEN, Page
 
 LONG = "word " * 5000 + "the end"
 
@@ -258,7 +258,7 @@ def test_the_chart_of_differences_has_the_sign_of_its_texts(capsys, files):
 
 
 @pytest.mark.browser
-def test_a_browser_runs_nothing_of_the_page(capsys, tmp_path, make_rollout, browse):  # noqa: F811
+def test_a_browser_runs_nothing_of_the_page(capsys, tmp_path, make_rollout):
     pytest.importorskip("matplotlib")
     files, texts = hostile_files(tmp_path, make_rollout)
     out = tmp_path / "out.html"

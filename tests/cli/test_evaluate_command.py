@@ -7,7 +7,7 @@ import pytest
 from swift_rm.cli.main import main
 from swift_rm.reward.config import SwiftConfig
 from swift_rm.reward.reward_model import SwiftRewardModel
-from tests.report.test_token_view import Page
+from tests.report.pages import Page
 
 POINT = {"value": 0.6, "low": 0.5, "high": 0.7}
 LAYERS = [{"layer": k, "mean": POINT, "last": POINT} for k in (0, 1, 2)]

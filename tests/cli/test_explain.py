@@ -7,7 +7,7 @@ from swift_rm.cli.main import main
 from swift_rm.records.answered_questions import read_answered_questions
 from swift_rm.report.token_view_data import view_candidate
 from swift_rm.scoring.token_scoring import ScoredTokens
-from tests.report.test_token_view import Page
+from tests.report.pages import Page
 
 MODELS = ["--model", "tiny-reasoner", "--reward-model", "tiny-reasoner-reward"]
 RIGHT, WRONG = "<think>27+15=42, </think><answer>42</answer>", "<think>27+15=32, </think><answer>32</answer>"

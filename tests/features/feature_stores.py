@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import torch
 
 from swift_rm.features.key import FeatureKey
+from swift_rm.features.writer import FeatureWriter
 from swift_rm.records.rollouts import Rollout
 
 HIDDEN = 8
@@ -52,3 +54,33 @@ def fill(writer, questions, **settings):
             writer.add(rollouts, *states_of(rollouts, writer.key))
             added += 1
     return added
+
+
+def make_store(folder, questions=12, shard_bytes=1000, settings=None, **changes):
+    with FeatureWriter(folder, make_key(**changes), shard_bytes=shard_bytes) as writer:
+        fill(writer, range(questions), **(settings or {}))
+    return folder
+
+
+def read_all(store):
+    """Question, label and dequantised states of every graded response, in the store's order."""
+    found = []
+    for features in store:
+        for b in range(len(features.labels)):
+            states, offsets = features.take(torch.tensor([b]))
+            assert offsets.tolist() == [0, len(states)]
+            found.append((store.question_ids[features.question[b]], int(features.labels[b]), states))
+    return found
+
+
+def damage(kind, path):
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        os.truncate(path, path.stat().st_size - 7)
+    else:
+        with open(path, "r+b") as file:
+            file.seek({"states": path.stat().st_size - 5, "head": 40}[kind])
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))

@@ -8,8 +8,7 @@ import pytest
 from swift_rm.cli.features import run as features
 from swift_rm.features.estimate import FeatureEstimate, announce, readable, shape_of
 from swift_rm.features.store import FeatureStore
-from tests.features.feature_stores import make_key
-from tests.features.test_store import damage, make_store
+from tests.features.feature_stores import damage, make_key, make_store
 
 LARGE = FeatureEstimate(6000, 8, 400, 33, 4096)
 

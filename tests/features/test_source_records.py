@@ -22,8 +22,8 @@ from swift_rm.training.fit_while_sampling import fit_online
 from swift_rm.training.head_grid import HeadPlan
 from tests.features.feature_stores import fill, make_key
 from tests.reward_models import LOGPROB_CONFIGS, make_reader
-from tests.training.test_fit import rollouts as planted
-from tests.training.test_fit_while_sampling import SETTINGS, grade, questions
+from tests.training.planted_states import rollouts as planted
+from tests.training.sampled_tasks import SETTINGS, grade, questions
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,9 @@ from safetensors import safe_open
 from swift_rm.features.row_selection import reading_rows
 from swift_rm.features.store import FeatureStore
 from swift_rm.features.writer import FeatureWriter
-from tests.features.feature_stores import fill, make_key, make_rollouts, state_of, states_of
+from tests.features.feature_stores import damage, make_key, make_rollouts, make_store, read_all, state_of, states_of
 
 POSITIONS = [("generating",), ("token",), ("generating", "token")]
-
-
-def make_store(folder, questions=12, shard_bytes=1000, settings=None, **changes):
-    with FeatureWriter(folder, make_key(**changes), shard_bytes=shard_bytes) as writer:
-        fill(writer, range(questions), **(settings or {}))
-    return folder
 
 
 def slow_rows(rollout, key, view=None, tokenizer=None):
@@ -36,17 +30,6 @@ def slow_rows(rollout, key, view=None, tokenizer=None):
 
 def expected_states(rollout, key, **view):
     return torch.stack([state_of(rollout, row, key.width) for row in slow_rows(rollout, key, **view)])
-
-
-def read_all(store):
-    """Question, label and dequantised states of every graded response, in the store's order."""
-    found = []
-    for features in store:
-        for b in range(len(features.labels)):
-            states, offsets = features.take(torch.tensor([b]))
-            assert offsets.tolist() == [0, len(states)]
-            found.append((store.question_ids[features.question[b]], int(features.labels[b]), states))
-    return found
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -180,19 +163,6 @@ def test_without_a_label_all_is_counted_and_nothing_read(tmp_path):
     assert store.ungraded == 12
     assert len(store.labels) == len(store.question_ids) == 0
     assert [len(features.states) for features in store] == [0] * len(store)
-
-
-def damage(kind, path):
-    if kind == "missing":
-        path.unlink()
-    elif kind == "cut":
-        os.truncate(path, path.stat().st_size - 7)
-    else:
-        with open(path, "r+b") as file:
-            file.seek({"states": path.stat().st_size - 5, "head": 40}[kind])
-            byte = file.read(1)[0]
-            file.seek(-1, os.SEEK_CUR)
-            file.write(bytes([byte ^ 1]))
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from swift_rm.features.writer import FeatureWriter
 from swift_rm.reward.identity import fingerprint
 from swift_rm.sampling.sample import sample
 from swift_rm.tasks.task import Grade
-from tests.features.feature_stores import fill, make_key, make_rollouts, states_of
-from tests.features.test_store import damage, read_all
+from tests.features.feature_stores import damage, fill, make_key, make_rollouts, read_all, states_of
 
 SMALL = 1000  # bytes a shard: one or two questions
 

@@ -16,7 +16,7 @@ from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import SERVED_RULES
 from tests.gateway.running_gateway import serving
 from tests.gateway.stub import Stub
-from tests.report.test_token_view import HOSTILE, UNSEEN, Page, browse, read_png  # noqa: F401
+from tests.report.pages import HOSTILE, UNSEEN, Page, read_png
 
 CANDIDATES = (("the second is 42", "42", 2.5, 0.924), ("41 it is", "41", -0.25, 0.44))
 
@@ -193,7 +193,7 @@ def test_the_page_can_be_left_out(stub):
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "ground"), [(1, (246, 246, 244)), (0, (22, 22, 24))])
-def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(address, browse, tmp_path, scheme, ground):  # noqa: F811
+def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(address, tmp_path, scheme, ground):
     _, _, html = visit(address, {"question": "w" * 300, "n": "8"})
     picture = tmp_path / "page.png"
     phone = [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=390,1200", "--hide-scrollbars"]

@@ -5,7 +5,7 @@ import pytest
 
 from swift_rm.files.text import visible
 from swift_rm.report.html_page import POLICY, Html, document, figure, table, text
-from tests.report.test_token_view import HOSTILE, UNSEEN, Page
+from tests.report.pages import HOSTILE, UNSEEN, Page
 
 
 def cells(html):

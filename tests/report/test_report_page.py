@@ -10,7 +10,7 @@ from swift_rm.report.html_page import POLICY
 from swift_rm.report.question_summary import by_kind, probability, summarise_questions
 from swift_rm.report.report_page import About, render_report
 from swift_rm.selection.rules import select
-from tests.report.test_token_view import HOSTILE, UNSEEN, Page, browse  # noqa: F401
+from tests.report.pages import HOSTILE, UNSEEN, Page
 
 TAGS = {
     "script",
@@ -283,7 +283,7 @@ def test_whatever_a_model_says_is_text(make_rollout):
 
 
 @pytest.mark.browser
-def test_a_browser_shows_the_report_and_runs_none_of_it(browse, make_rollout, tmp_path):  # noqa: F811
+def test_a_browser_shows_the_report_and_runs_none_of_it(browse, make_rollout, tmp_path):
     groups, every = hostile(make_rollout)
     html, _ = render(groups)
     dom = Page(browse(tmp_path, html, "--dump-dom"))

@@ -15,7 +15,7 @@ from swift_rm.report.text_clipping import (
     tokens_of,
 )
 from swift_rm.report.token_view_data import Scale
-from tests.report.test_token_view import HOSTILE, UNSEEN, Page
+from tests.report.pages import HOSTILE, UNSEEN, Page
 
 SCALE = Scale(4.0, 1.0)
 TEXTS = ["a" * 4000, "<&>" * 900, "\u65e5\u672c" * 800, "x\n" * 10_000, "".join([*HOSTILE, *UNSEEN]) * 20, ""]

@@ -9,27 +9,7 @@ from swift_rm.features.read_states import Features, extract_features
 from swift_rm.training.fit import FitSettings, fit_features, split_questions
 from swift_rm.training.losses import LOSSES
 from tests.tiny_models import tiny_model
-
-
-def planted(questions=60, n=6, width=8, noise=0.5, seed=0):
-    """States in which one direction tells right from wrong on one token of each response, and scales differ wildly."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(3, 7, (questions * n,), generator=generator)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
-    labels = torch.randint(0, 2, (questions * n,), generator=generator)
-    states = torch.randn(int(offsets[-1]), width, generator=generator) * noise
-    states[offsets[1:] - 1, 0] += 2.0 * (2 * labels - 1)
-    states[offsets[1:] - 1, 1] += 3.0  # where to look
-    return Features(states * torch.logspace(-3, 3, width) + 5, offsets, labels, torch.arange(questions).repeat_interleave(n))
-
-
-CONFIG = SwiftConfig(8, (0,))
-
-
-def auroc(rm, features):
-    with torch.no_grad():
-        rewards = rm(features.states, features.offsets).view(features.questions, -1)
-    return float(torch.tensor(within_question_auroc(rewards.numpy(), features.labels.view_as(rewards).numpy())).nanmean())
+from tests.training.planted_states import CONFIG, auroc, planted, rollouts
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
@@ -110,19 +90,6 @@ def test_labels_all_equal_too_few_questions_and_bad_settings_are_refused_with_co
         FitSettings(validation=1.5)
     with pytest.raises(ValueError, match="epochs must be positive, got 0"):
         FitSettings(epochs=0)
-
-
-def rollouts(make_rollout, questions=60, n=4):
-    """Right responses hold token 7, wrong ones 9: even random states tell them apart."""
-    generator = torch.Generator().manual_seed(0)
-    made = []
-    for q in range(questions):
-        for i in range(n):
-            rest = torch.randint(10, 40, (4,), generator=generator).tolist()
-            made.append(
-                make_rollout(f"q{q}", label=i % 2, response_ids=[*rest, 7 if i % 2 else 9, 2], prompt_ids=[1, 10 + q % 30])
-            )
-    return made
 
 
 def test_fit_reads_states_once_and_records_the_base_model(llama, tokenizer, make_rollout):

@@ -3,22 +3,12 @@ import torch
 
 from swift_rm import SwiftConfig, score
 from swift_rm.features.read_states import Features
-from swift_rm.tasks.task import Grade, Question
+from swift_rm.tasks.task import Grade
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.fit_while_sampling import fit_online
 from swift_rm.training.head_grid import plan_grid
 from swift_rm.training.online_trainer import ReplayBuffer
-
-SETTINGS = {"batch_size": 10, "max_new_tokens": 6, "seed": 3}
-
-
-def questions(count=60):
-    return [Question(f"q{i}", f"{i % 100:02d}+{i * 7 % 100:02d}", None) for i in range(count)]
-
-
-def grade(question, response):
-    """Right is a response that holds the digit 1: the states of the token after it, at the latest, tell."""
-    return Grade(response, int("1" in response or "+" in response))
+from tests.training.sampled_tasks import SETTINGS, grade, questions
 
 
 def config(**changes):

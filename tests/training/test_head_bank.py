@@ -7,7 +7,7 @@ from swift_rm.training.fit import fit_bank, fit_features
 from swift_rm.training.fit_settings import FitSettings
 from swift_rm.training.head_grid import HeadPlan, bank_layers, plan_grid
 from swift_rm.training.head_validation import best_of
-from tests.training.test_fit import CONFIG, auroc, planted
+from tests.training.planted_states import CONFIG, auroc, planted
 
 TWO = SwiftConfig(4, (0, 2))  # the planted states as two layers of four
 
