@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from swift_rm.api.endpoint import limit_name
-from swift_rm.api.reply import Answered
-from swift_rm.api.reply_scoring import candidates_of, check_reads
+from swift_rm.api.reply import ApiResponse
+from swift_rm.api.reply_scoring import check_reward_model, response_candidates
 from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
 from swift_rm.gateway.request.errors import refused
 from swift_rm.gateway.request.request import Asking
@@ -61,7 +61,7 @@ class UpstreamBackend:
         """Check address and key, and load the reward model; the upstream itself is not asked."""
         self._client = UpstreamClient(self._settings)
         if self._rm is not None:
-            check_reads(self._rm, self.name, self._settings.any_model)
+            check_reward_model(self._rm, self.name, self._settings.any_model)
         elif self._settings.reward_model:
             self._rm = self._loaded()
 
@@ -77,7 +77,7 @@ class UpstreamBackend:
         from swift_rm.reward.reward_model import SwiftRewardModel
 
         rm = SwiftRewardModel.from_pretrained(resolve(self._settings.reward_model))
-        check_reads(rm, self.name, self._settings.any_model)
+        check_reward_model(rm, self.name, self._settings.any_model)
         return rm
 
     async def close(self) -> None:
@@ -149,7 +149,7 @@ def _judged(rm: SwiftRewardModel, asking: Asking, drawn: list[Drawn], views: boo
 def answer_of(rm: SwiftRewardModel, asking: Asking, drawn: Drawn, views: bool) -> Answer:
     """Return the answer to one prompt; a response without a token is an empty one without a reward, and comes last."""
     answers = [answer for _, answer in sorted(drawn.answers.items())]
-    candidates = candidates_of(rm, answers)
+    candidates = response_candidates(rm, answers)
     order = list(range(len(candidates)))
     ended: Ended = "all" if len(answers) == asking.drawn else "failed"
     if asking.rule is not None and any(one.complete for one in candidates):
@@ -161,7 +161,7 @@ def answer_of(rm: SwiftRewardModel, asking: Asking, drawn: Drawn, views: bool) -
     return Answer(drawn.prompt_tokens, drawn.completion_tokens, len(answers), told, ended, shown)
 
 
-def views_of(rm: SwiftRewardModel, answers: Sequence[Answered], candidates: Sequence[Candidate]) -> list[CandidateView]:
+def views_of(rm: SwiftRewardModel, answers: Sequence[ApiResponse], candidates: Sequence[Candidate]) -> list[CandidateView]:
     """Return responses with the gate and reward of each of their tokens."""
     import torch
 

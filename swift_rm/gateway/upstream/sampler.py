@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swift_rm.api.capability_probe import asking as asking_chat
+from swift_rm.api.capability_probe import logprob_fields
 from swift_rm.api.endpoint import limit_name
-from swift_rm.api.failures import Malformed, Unusable, words_of
-from swift_rm.api.reply import Answered, read_reply
+from swift_rm.api.failures import RetryableFault, UnusableReply, error_words
+from swift_rm.api.reply import ApiResponse, read_reply
 from swift_rm.api.request_scheduler import SEEDS
 from swift_rm.api.retry_delay import LONGEST_WAIT_S, backoff
 from swift_rm.api.usage import Usage
@@ -20,7 +20,7 @@ from swift_rm.gateway.request.errors import refused
 from swift_rm.gateway.request.request import Asking
 from swift_rm.gateway.upstream.client import Deadline, Reply, UpstreamClient
 from swift_rm.gateway.upstream.faults import UpstreamFault, not_json, status_fault, too_late
-from swift_rm.gateway.upstream.text_completions import as_chat, asking_text
+from swift_rm.gateway.upstream.text_completions import as_chat, text_logprob_fields
 
 LEARNT_S = 600.0  # then all choices are asked for at once again: one odd request must not slow all that follow
 OURS = frozenset(
@@ -49,7 +49,7 @@ class Choices:
 class Drawn:
     """What came for one prompt: ``answers`` by their places, tokens, and why others did not come."""
 
-    answers: dict[int, Answered] = field(default_factory=dict)
+    answers: dict[int, ApiResponse] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failure: UpstreamFault | None = None
@@ -104,7 +104,7 @@ class Drawing:
         if len(answers) < len(places):
             await self._all(places[len(answers) :])
 
-    async def _asked(self, places: Sequence[int]) -> tuple[list[Answered], int]:
+    async def _asked(self, places: Sequence[int]) -> tuple[list[ApiResponse], int]:
         """Return the responses of one request that can be read, and how many choices came; try again where that may help."""
         request = dict(self._request)
         if len(places) > 1:
@@ -126,7 +126,7 @@ class Drawing:
             await asyncio.sleep(wait_s)
         raise AssertionError("every try returns or raises")
 
-    async def _once(self, body: bytes, count: int) -> tuple[list[Answered], int]:
+    async def _once(self, body: bytes, count: int) -> tuple[list[ApiResponse], int]:
         client = self._client
         reply = await client.post(self._path, body, self._deadline)
         if not 200 <= reply.status < 300:
@@ -136,9 +136,9 @@ class Drawing:
             self._count(found)
             answers = await asyncio.to_thread(read_reply, found, count, self._alternatives)
             return answers, min(count, len(found["choices"]))
-        except Malformed as fault:
+        except RetryableFault as fault:
             raise not_json(client.where, str(fault)) from None
-        except Unusable as fault:
+        except UnusableReply as fault:
             raise UpstreamFault(f"the upstream {client.where} cannot be used with this reward model: {fault}") from None
 
     def _body_of(self, reply: Reply) -> Any:
@@ -146,14 +146,14 @@ class Drawing:
         client = self._client
         found = client.checked(reply)
         if isinstance(found, dict) and found.get("error") and not found.get("choices"):
-            words = client.key.shown(words_of(found))
+            words = client.key.shown(error_words(found))
             raise not_json(client.where, "a reply with an error" + (f": {words!r}" if words else ""))
         return found if self._asking.chat else as_chat(found, max(1, self._alternatives))
 
     def _count(self, body: Any) -> None:
         """Count what a reply cost; the prompt is one, however often it was sent."""
         told = Usage()
-        told.came(body)
+        told.count_reply(body)
         self.drawn.prompt_tokens = max(self.drawn.prompt_tokens, told.prompt_tokens)
         self.drawn.completion_tokens += told.completion_tokens
 
@@ -172,7 +172,7 @@ def request_of(asking: Asking, number: int, model: str, alternatives: int, limit
     prompt = asking.prompts[number]
     request |= {"model": model, **({"messages": prompt} if asking.chat else {"prompt": prompt})}
     request |= {"temperature": asking.temperature, "top_p": asking.top_p}
-    request |= asking_chat(alternatives) if asking.chat else asking_text(alternatives)
+    request |= logprob_fields(alternatives) if asking.chat else text_logprob_fields(alternatives)
     if asking.top_k is not None:
         request["top_k"] = asking.top_k
     if asking.stop:
