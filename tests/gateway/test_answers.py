@@ -11,7 +11,7 @@ import pytest
 from swift_rm.api.reply import read_reply
 from swift_rm.api.reply_scoring import response_candidates
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import Limits, understand
+from swift_rm.gateway.request.request import RequestLimits, parse_request
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.gateway.upstream import sampler
 from swift_rm.gateway.upstream.backend import UpstreamBackend
@@ -36,7 +36,7 @@ def backend_of(api, rm=None, **changed):
 
 def asked(rule="swift-best-of-4", chat=True, **fields):
     prompt = {"messages": MESSAGES} if chat else {"prompt": "1 + 1"}
-    return understand({"model": rule, **prompt, **fields}, chat, MODEL, Limits())
+    return parse_request({"model": rule, **prompt, **fields}, chat, MODEL, RequestLimits())
 
 
 def answers(api, *askings, views=False, rm=None, **changed):

@@ -10,7 +10,7 @@ from html import unescape
 import pytest
 
 from swift_rm.files.text import visible
-from swift_rm.gateway.app.question_html import PAGE_POLICY, RULES
+from swift_rm.gateway.app.question_html import PAGE_POLICY, RULE_TEXTS
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.model_names import SERVED_RULES
 from swift_rm.gateway.request.settings import Settings
@@ -75,7 +75,7 @@ def test_the_empty_form_is_labelled_and_has_its_limits(address):
     assert labels == set(inputs)
     assert (inputs["n"]["max"], inputs["question"]["maxlength"]) == ("16", "400")
     options = page.texts["option"]
-    assert options == [f"{rule}: {RULES[rule]}" for rule in SERVED_RULES]
+    assert options == [f"{rule}: {RULE_TEXTS[rule]}" for rule in SERVED_RULES]
     assert not [tag for tag, _ in page.elements if tag in ("script", "img", "link", "iframe")]
     assert "a/<b>stub</b>" in page.texts["bdi"]
     assert "some-reward-model" in page.texts["bdi"]
