@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from swift_rm.api.endpoint import Endpoint
-from swift_rm.api.failures import ApiFailure, Hopeless
-from swift_rm.api.reply_scoring import candidates_of, check_reads
-from swift_rm.api.request_scheduler import Drawing, Wanted, request_of
+from swift_rm.api.failures import ApiFailure, FatalError
+from swift_rm.api.reply_scoring import check_reward_model, response_candidates
+from swift_rm.api.request_scheduler import RequestedQuestion, RequestScheduler, sampling_fields
 from swift_rm.api.usage import Usage
 from swift_rm.files.json_lines import json_line
 from swift_rm.records.rollouts import Prompt
 from swift_rm.selection.candidates import BestOfN, Ended, ranked
 from swift_rm.selection.rule_table import DEFAULT_RULE, EXTERNAL_RULES
-from swift_rm.selection.rules import select
+from swift_rm.selection.rules import check_rule
 from swift_rm.tasks.answers import find_answer
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ class ApiBestOfN:
             raise ValueError(f"n must be at least 1, got {n}")
         if select in EXTERNAL_RULES:
             raise ValueError(f"select={select!r} fuses with an external reward, of which an API's responses have none")
-        _check_rule(select)
-        check_reads(rm, model, any_model)
+        check_rule(select, external=False)
+        check_reward_model(rm, model, any_model)
         self.endpoint = Endpoint(
             model, base_url, key_env=key_env, timeout_s=timeout_s, retries=retries, concurrency=concurrency, extra_body=extra_body
         )
         self.rm, self.n, self.rule, self.seed, self.answer, self.progress = rm, n, select, seed, answer, progress
-        self.request = request_of(temperature, top_p, max_tokens)
+        self.request = sampling_fields(temperature, top_p, max_tokens)
 
     @property
     def usage(self) -> Usage:
@@ -91,28 +91,30 @@ class ApiBestOfN:
         """
         if isinstance(prompts, str) or not len(prompts):
             raise ValueError("prompts must be a list of at least one prompt")
-        drawing = Drawing(self.endpoint, self._wanted(prompts, names), self.request, self.rm.config.top_logprobs or 0, self.seed)
+        scheduler = RequestScheduler(
+            self.endpoint, self._questions(prompts, names), self.request, self.rm.config.top_logprobs or 0, self.seed
+        )
         results: dict[int, BestOfN | None] = {}
 
         def finish(number: int, ended: Ended) -> None:
-            results[number] = result = self._result(drawing.wanted[number], ended)
+            results[number] = result = self._result(scheduler.questions[number], ended)
             if result is not None and on_results is not None:
                 on_results([result])
 
         bar = tqdm(total=len(prompts), desc="best of n", unit="question", disable=not self.progress, delay=1)
         try:
-            with bar, closing(drawing.run()) as run:
+            with bar, closing(scheduler.run()) as run:
                 for number in run:
-                    finish(number, "all" if drawing.wanted[number].complete else "failed")
+                    finish(number, "all" if scheduler.questions[number].complete else "failed")
                     bar.update()
-        except (KeyboardInterrupt, Hopeless) as error:
-            for number, one in enumerate(drawing.wanted):
-                if number not in results and one.answers:
+        except (KeyboardInterrupt, FatalError) as error:
+            for number, one in enumerate(scheduler.questions):
+                if number not in results and one.responses:
                     finish(number, "all" if one.complete else "interrupted")
             answered = [result for _, result in sorted(results.items()) if result is not None]
-            if isinstance(error, Hopeless) and not answered:
+            if isinstance(error, FatalError) and not answered:
                 raise
-            if isinstance(error, Hopeless):
+            if isinstance(error, FatalError):
                 raise ApiFailure(
                     f"{len(prompts) - len(answered)} of {len(prompts)} questions were not answered: {error}",
                     [results.get(number) for number in range(len(prompts))],
@@ -122,35 +124,30 @@ class ApiBestOfN:
         found = [result for _, result in sorted(results.items()) if result is not None]
         if len(found) < len(prompts):
             raise ApiFailure(
-                f"{len(prompts) - len(found)} of {len(prompts)} questions have no candidate: {drawing.commonest_reason()}",
+                f"{len(prompts) - len(found)} of {len(prompts)} questions have no candidate: {scheduler.commonest_reason()}",
                 [results[number] for number in range(len(prompts))],
             )
         return found
 
-    def _wanted(self, prompts: Sequence[Prompt], names: Sequence[str] | None) -> list[Wanted]:
+    def _questions(self, prompts: Sequence[Prompt], names: Sequence[str] | None) -> list[RequestedQuestion]:
         """Name each question, by its prompt and how many equal ones are before it where it has no name."""
         seen: Counter[str] = Counter()
-        wanted = []
+        questions = []
         for prompt in prompts:
             if not prompt or not isinstance(prompt, str | list) or not all(isinstance(one, str | dict) for one in prompt):
                 raise ValueError(f"a prompt must be text or a list of chat messages, got {prompt!r:.60}")
             text = json_line(prompt)
-            wanted.append(Wanted(f"{text}#{seen[text]}", prompt, range(self.n)))
+            questions.append(RequestedQuestion(f"{text}#{seen[text]}", prompt, range(self.n)))
             seen[text] += 1
         if names is not None:
-            wanted = [replace(one, name=name) for one, name in zip(wanted, names, strict=True)]
-        return wanted
+            questions = [replace(one, name=name) for one, name in zip(questions, names, strict=True)]
+        return questions
 
-    def _result(self, one: Wanted, ended: Ended) -> BestOfN | None:
+    def _result(self, one: RequestedQuestion, ended: Ended) -> BestOfN | None:
         """Rank one question's candidates; None if none of them has a token to read."""
-        answers = [answer for _, answer in sorted(one.answers.items())]
-        if not any(answer.logprobs.chosen for answer in answers):
+        responses = [response for _, response in sorted(one.responses.items())]
+        if not any(response.logprobs.chosen for response in responses):
             one.reason = one.reason or "the responses are empty"
             return None
-        candidates = candidates_of(self.rm, answers, self.answer)
-        return ranked(one.prompt, candidates, self.rule, sum(answer.tokens for answer in answers), 0, ended)
-
-
-def _check_rule(rule: str) -> None:
-    """Raise ValueError for an unknown rule before anything is asked for."""
-    select(rule, [0.0], [None])
+        candidates = response_candidates(self.rm, responses, self.answer)
+        return ranked(one.prompt, candidates, self.rule, sum(response.tokens for response in responses), 0, ended)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from swift_rm.api.failures import TooLong
+from swift_rm.api.failures import ReplyTooLong
 from swift_rm.api.keys import ApiKey, check_address
 
 LARGEST_REPLY, LARGEST_ERROR = 2**30, 2**20  # bytes, unpacked: half a million tokens with 20 alternatives each
@@ -32,7 +32,7 @@ def open_client(base_url: str | None, key: ApiKey, timeout_s: float, retries: in
             for chunk in unpacked(chunk_size):
                 size += len(chunk)
                 if size > most or time.monotonic() > until:
-                    raise TooLong(f"a reply of more than {size} bytes")
+                    raise ReplyTooLong(f"a reply of more than {size} bytes")
                 yield chunk
 
         response.iter_bytes = iter_bytes

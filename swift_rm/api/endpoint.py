@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from swift_rm.api.client import open_client
-from swift_rm.api.failures import ApiFailure, Hopeless, Malformed, Refused, fault_of, words_of
+from swift_rm.api.failures import ApiFailure, FatalError, RequestRefused, RetryableFault, error_words, fault_of
 from swift_rm.api.keys import ApiKey, host_of, without_secrets
-from swift_rm.api.retry_delay import LONGEST_TOLD_S, LONGEST_WAIT_S, backoff
+from swift_rm.api.retry_delay import LONGEST_RETRY_AFTER_S, LONGEST_WAIT_S, backoff
 from swift_rm.api.usage import Usage
 from swift_rm.files.time_limit import call_within
 
 Value = TypeVar("Value")
 
-OURS = ("model", "messages", "n", "seed", "logprobs", "top_logprobs", "temperature", "top_p", "max_tokens", "stream")
+RESERVED_FIELDS = ("model", "messages", "n", "seed", "logprobs", "top_logprobs", "temperature", "top_p", "max_tokens", "stream")
 NEWER_LIMIT = "max_completion_tokens"  # which takes the place of max_tokens where both are not accepted
 DATED = re.compile(r"[-:@.]?v?\d[\w.-]*")  # what may follow a model's name for the same model: a date or version
 MOST_AT_ONCE = 1000  # requests, with two threads each
@@ -57,7 +57,7 @@ class Endpoint:
         if not isinstance(model, str) or not model:
             raise ValueError(f"an endpoint is asked for a model by its name, got {model!r}")
         self.extra_body = dict(extra_body or {})
-        if taken := sorted(set(OURS) & set(self.extra_body)):
+        if taken := sorted(set(RESERVED_FIELDS) & set(self.extra_body)):
             raise ValueError(f"extra_body cannot set {taken[0]!r}, which has an option of its own or is set here")
         self.key = ApiKey(key_env)
         try:
@@ -82,10 +82,10 @@ class Endpoint:
         read: Callable[[Any], Value],
         stopped: threading.Event | None = None,
     ) -> Value:
-        """Return what ``read`` makes of the reply's JSON, for which it raises Malformed or Refused.
+        """Return what ``read`` makes of the reply's JSON, for which it raises RetryableFault or RequestRefused.
 
-        Raises ApiFailure after all retries, or at the next one once ``stopped`` is set, Refused for a request that the
-        server does not accept, Hopeless for a wrong key or model (both ValueErrors): one sentence each, without the key or
+        Raises ApiFailure after all retries, or at the next one once ``stopped`` is set, RequestRefused for a request that the
+        server does not accept, FatalError for a wrong key or model (both ValueErrors): one sentence each, without the key or
         any header.
         """
         stopped = stopped or threading.Event()
@@ -95,17 +95,17 @@ class Endpoint:
         for attempt in range(self.retries + 1):
             if stopped.wait(max(0.0, self._not_before - time.monotonic())):
                 break
-            self.usage.sent(again=attempt > 0)
+            self.usage.count_request(again=attempt > 0)
             try:
                 body = self._reply(whole)
                 self._check_model(body)
                 return read(body)
-            except Malformed as fault:
+            except RetryableFault as fault:
                 reason, told_s = str(fault), fault.wait_s
-            if told_s is not None and told_s <= LONGEST_TOLD_S:
+            if told_s is not None and told_s <= LONGEST_RETRY_AFTER_S:
                 self._not_before = max(self._not_before, time.monotonic() + told_s)
             wait_s = told_s or backoff(attempt, self.longest_wait_s)
-            if wait_s > LONGEST_TOLD_S or (attempt < self.retries and stopped.wait(wait_s)):
+            if wait_s > LONGEST_RETRY_AFTER_S or (attempt < self.retries and stopped.wait(wait_s)):
                 break
         tries = f"after {attempt + 1} tries" if attempt else "at the first try"
         raise ApiFailure(f"{self.where} failed {tries}: {reason}")
@@ -117,26 +117,26 @@ class Endpoint:
         """Send a request once; return the JSON that comes."""
         create = self._client.chat.completions.with_raw_response.create
         body = self._json(lambda: create(**request).content)
-        self.usage.came(body)
+        self.usage.count_reply(body)
         if isinstance(body, dict) and body.get("error") and not body.get("choices"):
-            words = self.key.shown(words_of(body))
-            raise Malformed("a reply with an error" + (f": {words!r}" if words else ""))
+            words = self.key.shown(error_words(body))
+            raise RetryableFault("a reply with an error" + (f": {words!r}" if words else ""))
         return body
 
     def _json(self, call: Callable[[], bytes]) -> Any:
         """Return the JSON that a call brings in time; raise what its failure means."""
         outcome = call_within(self.timeout_s, call)
         if outcome is None:
-            raise Malformed(f"no reply within {self.timeout_s:g} s")
+            raise RetryableFault(f"no reply within {self.timeout_s:g} s")
         if outcome.error is not None:
             raise fault_of(outcome.error, self.where, self.model, self.key, self.timeout_s) from None
         try:
             return json.loads(outcome.value or b"")
         except (ValueError, RecursionError):
-            raise Malformed("a reply that is not JSON") from None
+            raise RetryableFault("a reply that is not JSON") from None
 
     def _check_model(self, body: Any) -> None:
-        """Raise Hopeless if another model answered than the one asked for, which the server does not have.
+        """Raise FatalError if another model answered than the one asked for, which the server does not have.
 
         A name with a date or version behind it is taken for the same, and so is any other of a server that lists the name
         asked for: llama.cpp's answers whatever it is asked for with the one model that it has.
@@ -147,14 +147,16 @@ class Endpoint:
         shown = self.key.shown(told)
         try:
             listed = self._json(lambda: self._client.models.with_raw_response.list().content)
-        except (Malformed, Refused, Hopeless):
+        except (RetryableFault, RequestRefused, FatalError):
             listed = None
         found = listed.get("data") if isinstance(listed, dict) else None
         models = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
         if not models:
             warnings.warn(f"{self.where} answers as {shown!r} for {self.model!r}, and lists no models", stacklevel=2)
         elif not any(self.model == one.get("id") or self.model in _texts(one.get("aliases")) for one in models):
-            raise Hopeless(f"{self.where} has no model {self.model!r}: it answers with {shown!r}; name the one it has (--model)")
+            raise FatalError(
+                f"{self.where} has no model {self.model!r}: it answers with {shown!r}; name the one it has (--model)"
+            )
         self._models.add(told)
 
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.api.keys import without_secrets
-from swift_rm.api.retry_delay import LONGEST_TOLD_S, told_to_wait
+from swift_rm.api.retry_delay import LONGEST_RETRY_AFTER_S, retry_after_s
 
 if TYPE_CHECKING:
     from swift_rm.api.keys import ApiKey
     from swift_rm.selection.candidates import BestOfN
 
-AGAIN = (408, 409, 429)  # HTTP statuses, beside 500 and above
+RETRIED_STATUSES = (408, 409, 429)  # HTTP statuses, beside 500 and above
 
 
 class ApiFailure(OSError):
@@ -27,19 +27,19 @@ class ApiFailure(OSError):
         self.results = list(results)
 
 
-class Hopeless(ValueError):
+class FatalError(ValueError):
     """An error that every request would meet: a wrong key, a model that is not there, a server that is not to be trusted."""
 
 
-class Refused(ValueError):
+class RequestRefused(ValueError):
     """A request that gets no usable answer however often it is sent; another question's may."""
 
 
-class Unusable(Refused):
+class UnusableReply(RequestRefused):
     """A reply that came, and lacks what was asked for."""
 
 
-class Malformed(Exception):
+class RetryableFault(Exception):
     """A reply that is none, or a fault on the way to it: worth another try, not before ``wait_s`` where that is known."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
@@ -47,52 +47,54 @@ class Malformed(Exception):
         self.wait_s = wait_s
 
 
-class TooLong(Exception):
+class ReplyTooLong(Exception):
     """A reply that is longer than any that is read, or has not ended in time."""
 
 
 def fault_of(error: BaseException, where: str, model: str, key: ApiKey, timeout_s: float) -> BaseException:
-    """Return what ``error`` means for a request to ``model`` at the address ``where``: Malformed where it may be made again."""
+    """Return the error that ``error`` means for a request to ``model`` at ``where``: RetryableFault if it may be made again."""
     import openai
 
-    if isinstance(error, TooLong) or isinstance(error.__cause__, TooLong):
-        return Refused(f"{where} sends a reply too long to be read; set a limit of tokens (--max-new-tokens)")
+    if isinstance(error, ReplyTooLong) or isinstance(error.__cause__, ReplyTooLong):
+        return RequestRefused(f"{where} sends a reply too long to be read; set a limit of tokens (--max-new-tokens)")
     if isinstance(error, openai.APIStatusError):
         return _status_fault(error, where, model, key)
     if isinstance(error, openai.APITimeoutError):
-        return Malformed(f"no reply within {timeout_s:g} s")
+        return RetryableFault(f"no reply within {timeout_s:g} s")
     if isinstance(error, openai.APIConnectionError):
-        return Malformed(f"the connection failed or was cut ({type(error.__cause__ or error).__name__})")
+        return RetryableFault(f"the connection failed or was cut ({type(error.__cause__ or error).__name__})")
     if isinstance(error, openai.OpenAIError):
-        return Malformed(f"no reply ({type(error).__name__})")
+        return RetryableFault(f"no reply ({type(error).__name__})")
     if isinstance(error, ValueError | TypeError):  # half a surrogate pair, say, which no request can carry
-        return Refused(f"a request could not be written ({type(error).__name__}): is every message text?")
+        return RequestRefused(f"a request could not be written ({type(error).__name__}): is every message text?")
     return error
 
 
 def _status_fault(error: Any, where: str, model: str, key: ApiKey) -> Exception:
     status, headers = error.status_code, error.response.headers
-    words = key.shown(words_of(error.body))
+    words = key.shown(error_words(error.body))
     said = f"HTTP status {status}" + (f": {words!r}" if words else "")
     if status in (401, 403):  # not the endpoint's own words: they may hold a part of the key
-        return Hopeless(f"{where} refuses the key: HTTP status {status}; set {key.name} to one that may use the model {model!r}")
+        return FatalError(
+            f"{where} refuses the key: HTTP status {status}; set {key.name} to one that may use the model {model!r}"
+        )
     if 300 <= status < 400:  # not followed: questions would go to a host that nobody named
         to = key.shown(without_secrets(headers.get("location", "")))
-        return Hopeless(f"{where} redirects to {to!r} (HTTP status {status}): if that is right, give its address")
+        return FatalError(f"{where} redirects to {to!r} (HTTP status {status}): if that is right, give its address")
     if status == 404:
-        return Hopeless(
+        return FatalError(
             f"{where} has no model {model!r} or no chat completions: {said}; is the name right, and does the address end in /v1?"
         )
-    if (status in AGAIN or status >= 500) and headers.get("x-should-retry") != "false":
-        wait_s = told_to_wait(headers)
-        told = f", which asks for a wait of {wait_s:.0f} s" if wait_s is not None and wait_s > LONGEST_TOLD_S else ""
-        return Malformed(said + told, wait_s)
-    if status in AGAIN or status >= 500:
-        return Malformed(f"{said}, not to be tried again", math.inf)
-    return Refused(f"{where} does not accept the request, {said}; change what it names")
+    if (status in RETRIED_STATUSES or status >= 500) and headers.get("x-should-retry") != "false":
+        wait_s = retry_after_s(headers)
+        told = f", which asks for a wait of {wait_s:.0f} s" if wait_s is not None and wait_s > LONGEST_RETRY_AFTER_S else ""
+        return RetryableFault(said + told, wait_s)
+    if status in RETRIED_STATUSES or status >= 500:
+        return RetryableFault(f"{said}, not to be tried again", math.inf)
+    return RequestRefused(f"{where} does not accept the request, {said}; change what it names")
 
 
-def words_of(body: Any) -> str:
+def error_words(body: Any) -> str:
     """Return what an error's JSON says to people, wherever servers put it."""
     for value in (body.get("message"), body.get("detail"), body.get("error")) if isinstance(body, dict) else ():
         if isinstance(value, dict):

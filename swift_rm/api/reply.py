@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from swift_rm.api.failures import Malformed, Unusable
+from swift_rm.api.failures import RetryableFault, UnusableReply
 from swift_rm.reward.logprobs import TokenLogprobs
 
 _NUMBERED = re.compile(r"token_id:\d+")  # vLLM's, where it is told to return ids instead of texts
@@ -28,7 +28,7 @@ THOUGHTS = ("reasoning_content", "reasoning")  # where servers put what they tak
 
 
 @dataclass(frozen=True)
-class Answered:
+class ApiResponse:
     """One response: its text, its tokens' log-probabilities, why it ended, and how many tokens were generated for it.
 
     The log-probabilities are those of the tokens that make up the text; the end token is not among them. ``pieces`` are
@@ -42,36 +42,37 @@ class Answered:
     pieces: tuple[str, ...] = ()
 
 
-def read_reply(body: Any, count: int, alternatives: int) -> list[Answered]:
+def read_reply(body: Any, count: int, alternatives: int) -> list[ApiResponse]:
     """Return the first ``count`` responses of a reply, in the order of their index, without those that are malformed.
 
-    Raises Malformed if none can be read, Unusable where log-probabilities, or some of so many ``alternatives``, are missing.
+    Raises RetryableFault if none can be read, UnusableReply where log-probabilities, or some of so many ``alternatives``, are
+    missing.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices:
-        raise Malformed("a reply without choices")
+        raise RetryableFault("a reply without choices")
     if all(isinstance(choice, dict) and type(choice.get("index")) is int for choice in choices):
         choices = sorted(choices, key=lambda choice: choice["index"])
-    answers: list[Answered] = []
-    fault = Malformed("a reply without choices")
+    responses: list[ApiResponse] = []
+    fault = RetryableFault("a reply without choices")
     for choice in choices[:count]:
         try:
-            answers.append(_read_choice(choice, alternatives))
-        except Malformed as error:
+            responses.append(_read_choice(choice, alternatives))
+        except RetryableFault as error:
             fault = error
-    if not answers:
+    if not responses:
         raise fault
-    return answers
+    return responses
 
 
-def _read_choice(choice: Any, alternatives: int) -> Answered:
+def _read_choice(choice: Any, alternatives: int) -> ApiResponse:
     message = choice.get("message") if isinstance(choice, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(message, dict) or not isinstance(content, str | None):
-        raise Malformed("a choice without a message")
+        raise RetryableFault("a choice without a message")
     reason = choice.get("finish_reason")
     if reason in BROKEN:
-        raise Malformed(f"a response that ended with {reason!r}")
+        raise RetryableFault(f"a response that ended with {reason!r}")
     text, hidden = content or "", any(isinstance(message.get(key), str) and message[key] for key in THOUGHTS)
     entries = _entries(choice, nothing=not text and not hidden)
     length = content_tokens(entries, text, reason != "length", hidden)
@@ -79,13 +80,13 @@ def _read_choice(choice: Any, alternatives: int) -> Answered:
     try:
         logprobs = TokenLogprobs.of([entry.get("logprob") for entry in read], [_alternatives(entry) for entry in read])
     except ValueError as error:
-        raise Malformed(f"a reply in which {error}") from None
+        raise RetryableFault(f"a reply in which {error}") from None
     try:
         logprobs.alternatives(alternatives)
     except ValueError as error:
-        raise Unusable(f"of a reply, {error}") from None
+        raise UnusableReply(f"of a reply, {error}") from None
     pieces = tuple(str(entry.get("token", "")) for entry in read)
-    return Answered(text, logprobs, "length" if reason == "length" else "stop", max(len(entries), 1), pieces)
+    return ApiResponse(text, logprobs, "length" if reason == "length" else "stop", max(len(entries), 1), pieces)
 
 
 def _entries(choice: Mapping[str, Any], nothing: bool) -> list[dict[str, Any]]:
@@ -95,9 +96,9 @@ def _entries(choice: Mapping[str, Any], nothing: bool) -> list[dict[str, Any]]:
     if nothing and content is None:
         return []
     if content is None or (content == [] and not nothing):
-        raise Unusable(NO_LOGPROBS)
+        raise UnusableReply(NO_LOGPROBS)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise Malformed("a choice whose log-probabilities are no list of tokens")
+        raise RetryableFault("a choice whose log-probabilities are no list of tokens")
     return content
 
 

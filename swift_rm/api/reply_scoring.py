@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from swift_rm.api.reply import Answered
+from swift_rm.api.reply import ApiResponse
 from swift_rm.selection.candidates import Candidate
 from swift_rm.tasks.answers import find_answer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from swift_rm.reward.reward_model import SwiftRewardModel
 
 
-def check_reads(rm: SwiftRewardModel, model: str, any_model: bool = False) -> None:
+def check_reward_model(rm: SwiftRewardModel, model: str, any_model: bool = False) -> None:
     """Raise ValueError unless a reward model reads log-probabilities, and those of the model of this name."""
     config = rm.config
     if config.source != "top_logprobs":
@@ -29,31 +29,33 @@ def check_reads(rm: SwiftRewardModel, model: str, any_model: bool = False) -> No
         )
 
 
-def rewards_of(rm: SwiftRewardModel, answers: Sequence[Answered]) -> list[float]:
+def response_rewards(rm: SwiftRewardModel, responses: Sequence[ApiResponse]) -> list[float]:
     """Return the rewards of responses from their log-probabilities; NaN for one without a token."""
     import torch
 
     from swift_rm.reward.logprob_features import features_of
 
-    read = [answer.logprobs for answer in answers if answer.logprobs.chosen]
+    read = [response.logprobs for response in responses if response.logprobs.chosen]
     features, offsets = features_of(read, rm.config.top_logprobs or 0)
     weight = rm.head.weight
     with torch.inference_mode():
         found = iter(rm(features.to(weight), offsets.to(weight.device)).tolist())
-    return [float(next(found)) if answer.logprobs.chosen else math.nan for answer in answers]
+    return [float(next(found)) if response.logprobs.chosen else math.nan for response in responses]
 
 
-def candidates_of(
-    rm: SwiftRewardModel, answers: Sequence[Answered], find: Callable[[str], str | None] = find_answer
+def response_candidates(
+    rm: SwiftRewardModel, responses: Sequence[ApiResponse], find: Callable[[str], str | None] = find_answer
 ) -> list[Candidate]:
     """Return responses with their rewards; one without a token has none, and is never chosen."""
-    rewards = rewards_of(rm, answers)
+    rewards = response_rewards(rm, responses)
     found = []
-    for answer, reward, probability in zip(answers, rewards, rm.probability(rewards).tolist(), strict=True):
-        tokens = answer.logprobs.chosen
+    for response, reward, probability in zip(responses, rewards, rm.probability(rewards).tolist(), strict=True):
+        tokens = response.logprobs.chosen
         if math.isfinite(reward):
             mean = sum(tokens) / len(tokens)
-            found.append(Candidate(answer.text, [], reward, probability, mean, answer.finish_reason, find(answer.text), None))
+            found.append(
+                Candidate(response.text, [], reward, probability, mean, response.finish_reason, find(response.text), None)
+            )
         else:
-            found.append(Candidate(answer.text, [], math.nan, math.nan, math.nan, "not_finite", None, "region_empty"))
+            found.append(Candidate(response.text, [], math.nan, math.nan, math.nan, "not_finite", None, "region_empty"))
     return found

@@ -1,4 +1,4 @@
-"""Draw n responses to each of many questions from an endpoint: several requests at once, results in the questions' order."""
+"""Schedule the requests for n responses to each of many questions: several at once, results in the questions' order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from swift_rm.api.capability_probe import Abilities, asking, probe
+from swift_rm.api.capability_probe import Capabilities, logprob_fields, probe
 from swift_rm.api.endpoint import Endpoint
-from swift_rm.api.failures import ApiFailure, Hopeless, Refused, Unusable
-from swift_rm.api.reply import Answered, read_reply
+from swift_rm.api.failures import ApiFailure, FatalError, RequestRefused, UnusableReply
+from swift_rm.api.reply import ApiResponse, read_reply
 from swift_rm.files.json_lines import json_line
 from swift_rm.files.time_limit import CallOutcome, call_within
 from swift_rm.records.rollouts import Prompt
@@ -29,23 +29,23 @@ Value = TypeVar("Value")
 
 
 @dataclass
-class Wanted:
+class RequestedQuestion:
     """One question: what its seeds are made of, its prompt, and the places of the responses that are to be drawn.
 
-    ``answers`` are those that came, by place; ``reason`` says why others did not. ``left`` are being asked for.
+    ``responses`` are those that came, by place; ``reason`` says why others did not. ``pending`` are being asked for.
     """
 
     name: str
     prompt: Prompt
     places: Sequence[int]
-    answers: dict[int, Answered] = field(default_factory=dict)
+    responses: dict[int, ApiResponse] = field(default_factory=dict)
     reason: str | None = None
-    left: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
 
     @property
     def complete(self) -> bool:
         """Tell whether every response that was wanted is there."""
-        return len(self.answers) == len(self.places)
+        return len(self.responses) == len(self.places)
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,27 @@ class RequestPool(Generic[Task, Value]):
             self._done.put((task, outcome or CallOutcome()))
 
 
-_Pool = RequestPool[_Task, list[Answered]]
+_Pool = RequestPool[_Task, list[ApiResponse]]
 
 
-class Drawing:
-    """Draw what is wanted, in requests for as many choices as the server gives at once: one a question, or one a response.
+class RequestScheduler:
+    """Ask for the responses to all questions, in requests for as many choices as the server gives at once.
 
+    That is one request a question, or one a response, or something between.
     ``request`` is what every request says (temperature, say), ``alternatives`` how many each token is to have. Every request
     has a seed of its own, made of ``seed`` (None: no seed is sent), the question's name and its first response's place, so
     that a server that keeps to seeds answers a run that goes on as it would have answered one that was not stopped.
     """
 
     def __init__(
-        self, endpoint: Endpoint, wanted: Sequence[Wanted], request: Mapping[str, Any], alternatives: int, seed: int | None
+        self,
+        endpoint: Endpoint,
+        questions: Sequence[RequestedQuestion],
+        request: Mapping[str, Any],
+        alternatives: int,
+        seed: int | None,
     ) -> None:
-        self.endpoint, self.wanted, self.alternatives, self.seed = endpoint, wanted, alternatives, seed
+        self.endpoint, self.questions, self.alternatives, self.seed = endpoint, questions, alternatives, seed
         self._request = dict(request)
         self._stopped = threading.Event()
         self._failed, self._reason = 0, ""  # requests in a row, and why the last one did
@@ -125,100 +131,100 @@ class Drawing:
         """Probe the server, then yield the number of each question, in order, as soon as nothing of it is under way.
 
         A question that failed is yielded with what came, and the others go on; after :data:`GIVE_UP` failed requests in a
-        row no more are made. Raises Hopeless at once where no request can succeed, a wrong key say. Whatever ends the
-        generator, ``wanted`` has what came until then.
+        row no more are made. Raises FatalError at once where no request can succeed, a wrong key say. Whatever ends the
+        generator, ``questions`` have what came until then.
         """
-        todo = [number for number, one in enumerate(self.wanted) if one.places]
+        todo = [number for number, one in enumerate(self.questions) if one.places]
         if not todo:
-            yield from range(len(self.wanted))
+            yield from range(len(self.questions))
             return
-        abilities = self._probe(todo)
+        capabilities = self._probe(todo)
         with RequestPool(self.endpoint.concurrency, self._draw) as pool:
             try:
-                yield from self._in_order(pool, abilities)
+                yield from self._in_order(pool, capabilities)
             finally:
                 self._stopped.set()
                 for task, outcome in pool.done():  # paid for, and perhaps the last there is
-                    self.wanted[task.question].answers.update(zip(task.places, outcome.value or [], strict=False))
+                    self.questions[task.question].responses.update(zip(task.places, outcome.value or [], strict=False))
 
-    def _probe(self, todo: Sequence[int]) -> Abilities:
+    def _probe(self, todo: Sequence[int]) -> Capabilities:
         """Probe with the first question, and where that is refused (it may be too long) with the shortest of the others."""
-        most = max(len(self.wanted[number].places) for number in todo)
-        first, *others = (messages(self.wanted[number].prompt) for number in todo)
+        most = max(len(self.questions[number].places) for number in todo)
+        first, *others = (as_messages(self.questions[number].prompt) for number in todo)
         try:
             return probe(self.endpoint, first, most, self.alternatives, self._request)
-        except Refused as error:
-            if isinstance(error, Unusable) or not others:
+        except RequestRefused as error:
+            if isinstance(error, UnusableReply) or not others:
                 raise
         shortest = min(others, key=lambda prompt: len(json_line(prompt)))
         return probe(self.endpoint, shortest, most, self.alternatives, self._request)
 
-    def _in_order(self, pool: _Pool, abilities: Abilities) -> Generator[int, None, None]:
+    def _in_order(self, pool: _Pool, capabilities: Capabilities) -> Generator[int, None, None]:
         begun = 0
-        for number in range(len(self.wanted)):
-            while begun <= number or self.wanted[number].left:
+        for number in range(len(self.questions)):
+            while begun <= number or self.questions[number].pending:
                 ahead = number + AHEAD * self.endpoint.concurrency
-                while begun < min(len(self.wanted), ahead + 1) and pool.pending < 2 * self.endpoint.concurrency:
-                    places = list(self.wanted[begun].places)
-                    self._put(pool, begun, [places[at : at + abilities.n] for at in range(0, len(places), abilities.n)])
+                while begun < min(len(self.questions), ahead + 1) and pool.pending < 2 * self.endpoint.concurrency:
+                    places = list(self.questions[begun].places)
+                    self._put(pool, begun, [places[at : at + capabilities.n] for at in range(0, len(places), capabilities.n)])
                     begun += 1
-                if self.wanted[number].left:
+                if self.questions[number].pending:
                     self._take(pool)
             yield number
 
     def _put(self, pool: _Pool, number: int, parts: Sequence[Sequence[int]], then: Sequence[int] = ()) -> None:
         for places in parts:
             if places:
-                self.wanted[number].left.update(places, then)
+                self.questions[number].pending.update(places, then)
                 pool.put(_Task(number, tuple(places), tuple(then)))
 
     def _take(self, pool: _Pool) -> None:
         """Take in what came of one request, and ask for what it left out."""
         task, outcome = pool.get()
-        one, error = self.wanted[task.question], outcome.error
-        one.left.difference_update(task.places, task.then)
+        one, error = self.questions[task.question], outcome.error
+        one.pending.difference_update(task.places, task.then)
         self._failed = self._failed + 1 if isinstance(error, ApiFailure) else 0
         if self._failed >= GIVE_UP:
             self._stopped.set()
-        if isinstance(error, Refused) and not isinstance(error, Unusable) and len(task.places) > 1:
+        if isinstance(error, RequestRefused) and not isinstance(error, UnusableReply) and len(task.places) > 1:
             self._put(pool, task.question, [task.places[:1]], task.places[1:])  # one at a time may be accepted
-        elif isinstance(error, ApiFailure | Refused):
+        elif isinstance(error, ApiFailure | RequestRefused):
             one.reason = self._reason = str(error)
         elif error is not None:
             raise error
         else:
-            answers = outcome.value or []
-            one.answers.update(zip(task.places, answers, strict=False))
-            self._put(pool, task.question, [task.places[len(answers) :], *([place] for place in task.then)])
+            responses = outcome.value or []
+            one.responses.update(zip(task.places, responses, strict=False))
+            self._put(pool, task.question, [task.places[len(responses) :], *([place] for place in task.then)])
 
-    def _draw(self, task: _Task) -> list[Answered]:
+    def _draw(self, task: _Task) -> list[ApiResponse]:
         """Make one request."""
         if self._stopped.is_set():
             raise ApiFailure(self._reason)
-        one, count = self.wanted[task.question], len(task.places)
-        request = {**self._request, **asking(self.alternatives)}
+        one, count = self.questions[task.question], len(task.places)
+        request = {**self._request, **logprob_fields(self.alternatives)}
         if count > 1:
             request["n"] = count
         if self.seed is not None:
             request["seed"] = seed_for(self.seed, one.name, task.places[0]) % SEEDS
-        answers = self.endpoint.ask(
-            messages(one.prompt), request, lambda body: read_reply(body, count, self.alternatives), self._stopped
+        responses = self.endpoint.ask(
+            as_messages(one.prompt), request, lambda body: read_reply(body, count, self.alternatives), self._stopped
         )
-        if any(self.endpoint.key.wholly_in(answer.text) for answer in answers):
-            raise Hopeless(f"{self.endpoint.where} sends the key back in its replies: it is not to be trusted")
-        return answers
+        if any(self.endpoint.key.wholly_in(response.text) for response in responses):
+            raise FatalError(f"{self.endpoint.where} sends the key back in its replies: it is not to be trusted")
+        return responses
 
     def missing(self) -> int:
         """Return how many of the responses that were wanted are not there."""
-        return sum(len(one.places) - len(one.answers) for one in self.wanted)
+        return sum(len(one.places) - len(one.responses) for one in self.questions)
 
     def commonest_reason(self) -> str:
         """Return why most questions that lack responses do."""
-        reasons = Counter(one.reason for one in self.wanted if one.reason)
+        reasons = Counter(one.reason for one in self.questions if one.reason)
         return reasons.most_common(1)[0][0] if reasons else "interrupted"
 
 
-def request_of(temperature: float, top_p: float, max_tokens: int | None) -> dict[str, Any]:
+def sampling_fields(temperature: float, top_p: float, max_tokens: int | None) -> dict[str, Any]:
     """Return what every request says; raise ValueError for values that no sampler has, which not every server refuses."""
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or (max_tokens is not None and max_tokens < 1):
         raise ValueError(
@@ -228,6 +234,6 @@ def request_of(temperature: float, top_p: float, max_tokens: int | None) -> dict
     return {"temperature": temperature, "top_p": top_p, **({} if max_tokens is None else {"max_tokens": max_tokens})}
 
 
-def messages(prompt: Prompt) -> list[dict[str, str]]:
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
     """Return a prompt as chat messages: text is a user's."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

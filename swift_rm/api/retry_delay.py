@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # as the openai client waits
-LONGEST_TOLD_S = 120.0  # a server that asks for more patience is not waited for
+LONGEST_RETRY_AFTER_S = 120.0  # a server that asks for more patience is not waited for
 
 
 def backoff(attempt: int, longest_s: float) -> float:
@@ -17,7 +17,7 @@ def backoff(attempt: int, longest_s: float) -> float:
     return min(longest_s, FIRST_WAIT_S * 2.0 ** min(attempt, 30)) * (1 - 0.25 * random.random())
 
 
-def told_to_wait(headers: Mapping[str, str]) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a reply's ``retry-after-ms`` or ``retry-after`` (seconds, or a date) asks for, None without."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:

@@ -11,9 +11,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from swift_rm.api.endpoint import Endpoint
-from swift_rm.api.failures import ApiFailure, Hopeless
-from swift_rm.api.reply import Answered
-from swift_rm.api.request_scheduler import Drawing, Wanted, request_of
+from swift_rm.api.failures import ApiFailure, FatalError
+from swift_rm.api.reply import ApiResponse
+from swift_rm.api.request_scheduler import RequestedQuestion, RequestScheduler, sampling_fields
 from swift_rm.files.jsonl_appender import LineAppender
 from swift_rm.records.resume import StoredRollouts, resume_check
 from swift_rm.records.rollouts import Prompt, Rollout
@@ -51,7 +51,7 @@ def sample_api(
         raise ValueError("questions must be a list, not one text")
     asked = [as_question(question, i) for i, question in enumerate(questions)]
     check_questions(asked, [question.prompt for question in asked])
-    request = request_of(temperature, top_p, max_tokens)
+    request = sampling_fields(temperature, top_p, max_tokens)
     sampling = {**request, "max_tokens": max_tokens, "top_logprobs": top_logprobs, "n": n, "seed": seed}
     sampling |= {"extra_body": json.loads(json.dumps(endpoint.extra_body))} if endpoint.extra_body else {}
     run = _Run(asked, n, out, GuardedGrader(grade, grade_timeout) if grade is not None else None, sampling, endpoint.model)
@@ -59,7 +59,7 @@ def sample_api(
 
 
 class _Run:
-    """One run: what is asked, what the file holds already, and what is written to it."""
+    """One run: the questions, what the file holds already, and what is written to it."""
 
     def __init__(
         self,
@@ -81,34 +81,33 @@ class _Run:
             self.file = stack.enter_context(LineAppender(self.out, '{"question_id": ')) if self.out is not None else None
             check = resume_check(self.out, self.asked, [[]] * len(self.asked), self.sampling, self.identity)
             self.kept = StoredRollouts(self.out, check)
-            wanted = [Wanted(one.question_id, one.prompt, self._missing(one)) for one in self.asked]
+            wanted = [RequestedQuestion(one.question_id, one.prompt, self._missing(one)) for one in self.asked]
             self.tally = stack.enter_context(GradeTally())
             bar = stack.enter_context(tqdm(total=len(wanted), desc="sampling", unit="question", disable=not progress, delay=1))
-            drawing = Drawing(endpoint, wanted, request, alternatives, seed)
-            numbers = stack.enter_context(closing(drawing.run()))
+            scheduler = RequestScheduler(endpoint, wanted, request, alternatives, seed)
+            numbers = stack.enter_context(closing(scheduler.run()))
             try:
                 for number in numbers:
                     made = self._write(number, wanted[number])
                     yield self._whole(number, made)
                     bar.update()
-            except (KeyboardInterrupt, GeneratorExit, Hopeless):  # stopped here, by whoever reads, or for good
+            except (KeyboardInterrupt, GeneratorExit, FatalError):  # stopped here, by whoever reads, or for good
                 numbers.close()
                 for number, one in enumerate(wanted):
-                    if number not in self.written and one.answers:
+                    if number not in self.written and one.responses:
                         self._write(number, one)
                 raise
-            if missing := drawing.missing():
-                raise ApiFailure(self._lacking(missing, drawing.commonest_reason()))
+            if missing := scheduler.missing():
+                raise ApiFailure(self._lacking(missing, scheduler.commonest_reason()))
 
     def _missing(self, question: Question) -> list[int]:
         return [place for place in range(self.n) if (question.question_id, place) not in self.kept]
 
-    def _write(self, number: int, one: Wanted) -> list[Rollout]:
+    def _write(self, number: int, one: RequestedQuestion) -> list[Rollout]:
         """Grade what came of a question and append it to the file."""
-        question, places = self.asked[number], sorted(one.answers)
-        answers = [(question, one.answers[place].text) for place in places]
-        grades = grade_all(self.guard, answers)
-        made = [self._record(question, place, one.answers[place], graded) for place, graded in zip(places, grades, strict=True)]
+        question, places = self.asked[number], sorted(one.responses)
+        grades = grade_all(self.guard, [(question, one.responses[place].text) for place in places])
+        made = [self._record(question, place, one.responses[place], graded) for place, graded in zip(places, grades, strict=True)]
         self.written.add(number)  # a Ctrl-C after the lines are written must not have them written again
         if self.file is not None and made:
             self.file.append([rollout.to_json() for rollout in made])
@@ -120,18 +119,18 @@ class _Run:
         held = self.kept.read([(self.asked[number].question_id, place) for place in range(self.n)])
         return sorted([*held, *made], key=lambda rollout: rollout.extra["sample"])
 
-    def _record(self, question: Question, place: int, answer: Answered, graded: Graded) -> Rollout:
+    def _record(self, question: Question, place: int, response: ApiResponse, graded: Graded) -> Rollout:
         """Make the record of one response."""
-        chosen, top = answer.logprobs.chosen, answer.logprobs.top
+        chosen, top = response.logprobs.chosen, response.logprobs.top
         extra = {
             "sample": place,
             "reference": question.reference,
-            **answer.logprobs.to_record(),
+            **response.logprobs.to_record(),
             **({"token_confidence": _confidence(top)} if all(top) else {}),
             **graded.recorded(question),
         }
         return Rollout(
-            question.question_id, question.prompt, [], answer.text, [], answer.finish_reason,
+            question.question_id, question.prompt, [], response.text, [], response.finish_reason,
             graded.answer, graded.label, None,
             sum(chosen) / len(chosen) if chosen else None, self.sampling, self.identity, extra,
         )  # fmt: skip

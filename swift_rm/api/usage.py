@@ -25,13 +25,13 @@ class Usage:
     unreported: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def sent(self, again: bool) -> None:
+    def count_request(self, again: bool) -> None:
         """Count a request."""
         with self._lock:
             self.requests += 1
             self.retries += again
 
-    def came(self, body: Any) -> None:
+    def count_reply(self, body: Any) -> None:
         """Count a reply."""
         told = body.get("usage") if isinstance(body, dict) else None
         prompt, completion = (_count(told, f"{kind}_tokens") for kind in ("prompt", "completion"))

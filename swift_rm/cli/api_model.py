@@ -160,9 +160,9 @@ def _to_file(args: Namespace, api: ApiBestOfN, questions: Sequence[QuestionRecor
 def _ask(api: ApiBestOfN, questions: Sequence[QuestionRecord], keep: Callable[[BestOfN], None]) -> str | None:
     """Answer questions, each kept as soon as it is; return why some have no answer, if requests failed."""
     from swift_rm.api.failures import ApiFailure
-    from swift_rm.api.request_scheduler import messages
+    from swift_rm.api.request_scheduler import as_messages
 
-    own = [list(messages(question.prompt or "")) for question in questions]
+    own = [list(as_messages(question.prompt or "")) for question in questions]
     ids = {id(prompt): question.prompt_ids for prompt, question in zip(own, questions, strict=True)}
 
     def take(results: list[BestOfN]) -> None:

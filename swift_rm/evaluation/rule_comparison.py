@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from swift_rm.evaluation.intervals import Interval, Resamples
 from swift_rm.evaluation.paired_questions import Matched
-from swift_rm.evaluation.rule_outcome import RuleChoice, RuleOutcome
+from swift_rm.evaluation.rule_outcome import ChosenResponse, RuleOutcome
 from swift_rm.records.rollouts import finite
 
 Floats = npt.NDArray[np.float64]
@@ -52,8 +52,8 @@ class Disagreement:
     """A question, by its place, on which the two choose answers that differ or are worth different values."""
 
     question: int
-    a: RuleChoice
-    b: RuleChoice
+    a: ChosenResponse
+    b: ChosenResponse
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def agreement_table(a: Floats, b: Floats) -> AgreementTable:
     return AgreementTable(float(both.sum()), float(only_a.sum()), float(only_b.sum()), float(neither.sum()), int(parted.sum()))
 
 
-def disagreements(a: Sequence[RuleChoice], b: Sequence[RuleChoice]) -> list[Disagreement]:
+def disagreements(a: Sequence[ChosenResponse], b: Sequence[ChosenResponse]) -> list[Disagreement]:
     """Return the questions on which two sides disagree, those with the largest difference of values first."""
     pairs = [Disagreement(place, *pair) for place, pair in enumerate(zip(a, b, strict=True))]
     found = [pair for pair in pairs if pair.a.answer != pair.b.answer or pair.a.value != pair.b.value]

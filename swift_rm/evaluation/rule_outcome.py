@@ -32,7 +32,7 @@ VOTES = {**EVALUATED_VOTES, "self_certainty_borda": "borda"}
 
 
 @dataclass(frozen=True)
-class RuleChoice:
+class ChosenResponse:
     """What a rule makes of a question: the place of the response it chooses (None: it chooses none), and its value.
 
     ``answer`` and ``reward`` are those of the response chosen; the value is the expected label.
@@ -59,7 +59,7 @@ class RuleOutcome:
     file: str
     rule: str
     values: Floats
-    choices: Sequence[RuleChoice]
+    choices: Sequence[ChosenResponse]
     aurocs: Floats | None
     unscored: int
     tokens: float
@@ -142,7 +142,7 @@ def chosen(rule: str, scores: Floats, answers: Sequence[str | None]) -> int | No
     return None if np.isnan(scores).all() else best(scores)
 
 
-def _choice(group: Sequence[Rollout], place: int | None, value: float) -> RuleChoice:
+def _choice(group: Sequence[Rollout], place: int | None, value: float) -> ChosenResponse:
     if place is None:
-        return RuleChoice(None, None, None, value)
-    return RuleChoice(place, group[place].answer, group[place].reward, value)
+        return ChosenResponse(None, None, None, value)
+    return ChosenResponse(place, group[place].answer, group[place].reward, value)

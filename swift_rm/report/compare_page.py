@@ -7,7 +7,7 @@ from typing import Any
 
 from swift_rm.evaluation.intervals import percent, plain
 from swift_rm.evaluation.rule_comparison import Comparison, Disagreement
-from swift_rm.evaluation.rule_outcome import RuleChoice, RuleOutcome
+from swift_rm.evaluation.rule_outcome import ChosenResponse, RuleOutcome
 from swift_rm.files.text import counted
 from swift_rm.records.rollouts import Rollout
 from swift_rm.report.compare_tables import notes, outcome
@@ -123,7 +123,7 @@ def _verdict(one: Disagreement) -> str:
     return f"{'A' if one.a.value > one.b.value else 'B'} is right more often"
 
 
-def _card(name: str, side: RuleOutcome, choice: RuleChoice, group: Sequence[Rollout]) -> str:
+def _card(name: str, side: RuleOutcome, choice: ChosenResponse, group: Sequence[Rollout]) -> str:
     word = outcome(choice.value)
     head = f"<h4>{name}: {text(side.rule)} \u2013 {_SIGNS.get(word, word)}</h4>"
     if choice.place is None:

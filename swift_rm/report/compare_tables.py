@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swift_rm.evaluation.intervals import Interval, percent, plain
 from swift_rm.evaluation.rule_comparison import Comparison
-from swift_rm.evaluation.rule_outcome import RuleChoice
+from swift_rm.evaluation.rule_outcome import ChosenResponse
 from swift_rm.files.text import aligned, counted, printable, shortened
 
 WIDTH = 28  # of a question's id and of an answer
@@ -84,7 +84,7 @@ def _disagreements(comparison: Comparison, show: int) -> list[list[str]]:
     return rows
 
 
-def _cells(choice: RuleChoice) -> list[str]:
+def _cells(choice: ChosenResponse) -> list[str]:
     answer = "-" if choice.answer is None else shortened(printable(choice.answer), WIDTH)
     return [answer, outcome(choice.value), "-" if choice.reward is None else f"{choice.reward:.2f}"]
 

@@ -7,10 +7,10 @@ import traceback
 import pytest
 
 from swift_rm.api.endpoint import Endpoint
-from swift_rm.api.failures import ApiFailure, Hopeless, Refused
+from swift_rm.api.failures import ApiFailure, FatalError, RequestRefused
 from swift_rm.api.keys import ApiKey
 from swift_rm.api.reply import read_reply
-from swift_rm.api.retry_delay import backoff, told_to_wait
+from swift_rm.api.retry_delay import backoff, retry_after_s
 from swift_rm.api.usage import Usage
 from tests.api.api_server import KEY, MODEL, answer, choice, choices, completion, cut, dripping, leaks, raw, slow, status
 
@@ -96,19 +96,19 @@ def test_a_server_that_wants_no_other_try_gets_none(api):
 def test_waits_double_up_to_a_limit():
     assert all(0.375 * 2**i <= backoff(i, 8.0) <= 0.5 * 2**i for i in range(5))
     assert backoff(1000, 8.0) <= 8.0
-    assert told_to_wait({"retry-after": "2.5"}) == 2.5 and told_to_wait({"retry-after-ms": "-3"}) == 0.0
-    assert told_to_wait({}) is None and told_to_wait({"retry-after": "soon"}) is None
-    assert 28 < told_to_wait({"retry-after": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))}) <= 30
+    assert retry_after_s({"retry-after": "2.5"}) == 2.5 and retry_after_s({"retry-after-ms": "-3"}) == 0.0
+    assert retry_after_s({}) is None and retry_after_s({"retry-after": "soon"}) is None
+    assert 28 < retry_after_s({"retry-after": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))}) <= 30
 
 
 @pytest.mark.parametrize(
     ("code", "kind", "said"),
     [
-        (401, Hopeless, "refuses the key: HTTP status 401; set OPENAI_API_KEY to one that may use the model 'tiny'"),
-        (403, Hopeless, "refuses the key: HTTP status 403"),
-        (404, Hopeless, "has no model 'tiny' or no chat completions: HTTP status 404: 'no such model'; is the name right"),
-        (400, Refused, "does not accept the request, HTTP status 400: 'no such model'; change what it names"),
-        (422, Refused, "does not accept the request, HTTP status 422"),
+        (401, FatalError, "refuses the key: HTTP status 401; set OPENAI_API_KEY to one that may use the model 'tiny'"),
+        (403, FatalError, "refuses the key: HTTP status 403"),
+        (404, FatalError, "has no model 'tiny' or no chat completions: HTTP status 404: 'no such model'; is the name right"),
+        (400, RequestRefused, "does not accept the request, HTTP status 400: 'no such model'; change what it names"),
+        (422, RequestRefused, "does not accept the request, HTTP status 422"),
     ],
 )
 def test_what_cannot_pass_is_asked_once(api, code, kind, said):
@@ -135,7 +135,7 @@ def test_no_part_of_the_key_is_shown(api, words, code, caplog):
 
 def test_what_a_server_says_cannot_drive_the_terminal(api):
     api.usual = status(400, "\x1b[2Jno\r\n\u202e" + "x" * 500)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RequestRefused) as refusal:
         ask(api)[1]()
     assert str(refusal.value).isprintable() and "[2Jno" in str(refusal.value) and len(str(refusal.value)) < 400
 
@@ -181,7 +181,7 @@ def test_what_else_a_request_says(api):
 
 
 def test_a_request_that_cannot_be_written_is_refused(api):
-    with pytest.raises(Refused, match="could not be written"):
+    with pytest.raises(RequestRefused, match="could not be written"):
         Endpoint(MODEL, api.url).ask([{"role": "user", "content": "\ud800"}], {}, lambda body: body)
 
 
@@ -192,10 +192,10 @@ def test_usage_adds_up(api):
     run(), run()
     assert (endpoint.usage.prompt_tokens, endpoint.usage.unreported) == (14, 0)
     usage = Usage()
-    usage.came(completion([choice(0, ["a", "b", "c"]), choice(1, ["d"])], usage=False))
-    usage.came({"usage": {"prompt_tokens": "7", "completion_tokens": -1}})
-    usage.came([1])
-    usage.came({"choices": [7, {"logprobs": []}], "usage": {"prompt_tokens": 5, "completion_tokens": 10**30}})
+    usage.count_reply(completion([choice(0, ["a", "b", "c"]), choice(1, ["d"])], usage=False))
+    usage.count_reply({"usage": {"prompt_tokens": "7", "completion_tokens": -1}})
+    usage.count_reply([1])
+    usage.count_reply({"choices": [7, {"logprobs": []}], "usage": {"prompt_tokens": 5, "completion_tokens": 10**30}})
     assert usage.to_dict() == {
         "requests": 0, "retries": 0, "prompt_tokens": 5, "completion_tokens": 4, "unreported": 4
     }  # fmt: skip

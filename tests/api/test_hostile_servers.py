@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from swift_rm.api.endpoint import Endpoint
-from swift_rm.api.failures import ApiFailure, Hopeless, Refused
+from swift_rm.api.failures import ApiFailure, FatalError, RequestRefused
 from swift_rm.api.keys import ApiKey
 from swift_rm.api.reply import read_reply
 from swift_rm.api.request_scheduler import RequestPool
@@ -32,11 +32,11 @@ def ask(one, text="1 + 1"):
 
 def test_a_server_that_answers_with_another_model_is_refused_by_name(api):
     api.models = [{"id": MODEL, "aliases": ["small"]}, 7, {"id": None}]
-    with pytest.raises(Hopeless, match="has no model 'wrong': it answers with 'tiny'; name the one it has") as error:
+    with pytest.raises(FatalError, match="has no model 'wrong': it answers with 'tiny'; name the one it has") as error:
         ask(endpoint(api, "wrong"))
     assert not leaks(error.value)
     assert ask(endpoint(api, "small"))  # which it lists
-    with pytest.raises(Hopeless, match="has no model 'ti'"):  # as gpt-4o-mini is not gpt-4o
+    with pytest.raises(FatalError, match="has no model 'ti'"):  # as gpt-4o-mini is not gpt-4o
         ask(endpoint(api, "ti"))
     api.models = []
     for name in ("tiny-2024-08-06", "tiny:7b", "tiny@2"):
@@ -56,7 +56,7 @@ def test_a_redirect_is_not_followed(api):
         for code in (301, 302, 307, 308):
             words = {"location": f"{other.url}/chat/completions?key={KEY}\x7f"}
             api.usual = lambda handler, request, code=code, words=words: send(handler, code, b"", words)
-            with pytest.raises(Hopeless, match=rf"redirects to 'http://127.*' \(HTTP status {code}\)") as error:
+            with pytest.raises(FatalError, match=rf"redirects to 'http://127.*' \(HTTP status {code}\)") as error:
                 ask(endpoint(api))
             assert not leaks(error.value)
         assert not other.requests and len(api.requests) == 4
@@ -79,7 +79,7 @@ def bomb(handler, request):
 def test_a_reply_without_end_is_not_read_to_its_end(api, monkeypatch, server):
     monkeypatch.setattr("swift_rm.api.client.LARGEST_REPLY", 2**21)
     api.usual = server
-    with pytest.raises(Refused, match="sends a reply too long to be read"):
+    with pytest.raises(RequestRefused, match="sends a reply too long to be read"):
         ask(endpoint(api))
     api.usual = raw(" " * 2**20 + json.dumps(completion([choice(0, ["4"])])))
     assert ask(endpoint(api)) == "4"

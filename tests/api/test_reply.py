@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from swift_rm.api.failures import Malformed, Unusable
+from swift_rm.api.failures import RetryableFault, UnusableReply
 from swift_rm.api.reply import content_tokens, read_reply
 from tests.api.api_server import choice, completion
 
@@ -90,17 +90,17 @@ def test_a_malformed_choice_is_left_out_while_others_can_be_read():
     ],
 )
 def test_a_malformed_reply(body, why):
-    with pytest.raises(Malformed, match=why):
+    with pytest.raises(RetryableFault, match=why):
         read_reply(json.loads(json.dumps(body)), 1, 0)
 
 
 @pytest.mark.parametrize("logprobs", [None, {}, {"content": None}, {"content": []}, "none"])
 def test_no_log_probabilities(logprobs):
-    with pytest.raises(Unusable, match=r"accepted the request but returned no log-probabilities: .* take another model"):
+    with pytest.raises(UnusableReply, match=r"accepted the request but returned no log-probabilities: .* take another model"):
         read_reply({"choices": [{**choice(0, ["a"]), "logprobs": logprobs}]}, 1, 0)
     missing = choice(0, ["a"])
     del missing["logprobs"]
-    with pytest.raises(Unusable, match="returned no log-probabilities"):
+    with pytest.raises(UnusableReply, match="returned no log-probabilities"):
         read(missing)
 
 
@@ -113,7 +113,7 @@ def test_an_empty_response_has_no_tokens():
 
 
 def test_fewer_alternatives_are_refused_unless_they_are_all_there_are():
-    with pytest.raises(Unusable, match=r"token 0 has 2 alternatives, but the reward model reads 5"):
+    with pytest.raises(UnusableReply, match=r"token 0 has 2 alternatives, but the reward model reads 5"):
         read(choice(0, ["a"], top=[-1.0, -2.0]), top=5)
     (one,) = read(choice(0, ["a"], top=[-0.0001, -9.3]), top=5)
     assert one.logprobs.alternatives(5) == [[-0.0001, -9.3, -20.0, -20.0, -20.0]]

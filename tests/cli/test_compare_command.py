@@ -258,7 +258,7 @@ def test_the_chart_of_differences_has_the_sign_of_its_texts(capsys, files):
 
 
 @pytest.mark.browser
-def test_a_browser_runs_nothing_of_the_page(capsys, tmp_path, make_rollout):
+def test_a_browser_runs_nothing_of_the_page(capsys, tmp_path, make_rollout, browse):
     pytest.importorskip("matplotlib")
     files, texts = hostile_files(tmp_path, make_rollout)
     out = tmp_path / "out.html"

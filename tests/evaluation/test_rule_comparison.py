@@ -7,7 +7,7 @@ import pytest
 from swift_rm.evaluation.evaluate import evaluate
 from swift_rm.evaluation.paired_questions import match
 from swift_rm.evaluation.rule_comparison import agreement_table, compare, disagreements
-from swift_rm.evaluation.rule_outcome import SCORES, RuleChoice, RuleOutcome, check_rule, chosen, measure
+from swift_rm.evaluation.rule_outcome import SCORES, ChosenResponse, RuleOutcome, check_rule, chosen, measure
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_questions_are_counted_in_parts_by_one_coin():
 def hand_made(values, aurocs=None, answers=None):
     values = np.array(values, dtype=float)
     answers = answers or ["x"] * len(values)
-    choices = [RuleChoice(0, answer, None, value) for answer, value in zip(answers, values[:, -1].tolist(), strict=True)]
+    choices = [ChosenResponse(0, answer, None, value) for answer, value in zip(answers, values[:, -1].tolist(), strict=True)]
     return RuleOutcome("f", "r", values, choices, None if aurocs is None else np.array(aurocs), 0, 1.0)
 
 
@@ -147,9 +147,13 @@ def test_auroc_is_over_the_questions_with_right_and_wrong_responses(make_rollout
 
 def test_questions_that_only_one_answers_right_come_first():
     a = [
-        RuleChoice(0, answer, None, value) for answer, value in (("x", 1), ("x", 0), ("x", 0.5), ("x", 0), (None, 0), ("x", 0.5))
+        ChosenResponse(0, answer, None, value)
+        for answer, value in (("x", 1), ("x", 0), ("x", 0.5), ("x", 0), (None, 0), ("x", 0.5))
     ]
-    b = [RuleChoice(1, answer, None, value) for answer, value in (("x", 1), ("y", 0), ("y", 1), ("y", 1), (None, 0), ("x", 0.5))]
+    b = [
+        ChosenResponse(1, answer, None, value)
+        for answer, value in (("x", 1), ("y", 0), ("y", 1), ("y", 1), (None, 0), ("x", 0.5))
+    ]
     assert [one.question for one in disagreements(a, b)] == [3, 2, 1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
+from swift_rm.gateway.request.backend import Delta, ForwardedReply, PromptResult
 from swift_rm.selection.candidates import Candidate
 
 
@@ -20,7 +20,7 @@ class ScriptedBackend:
     def __init__(self, candidates=None, forwards=False, rewards=True, before=None, pieces=("one ", "two")):
         self.candidates = candidates or [candidate("one two"), candidate("three", 0.5, 0.25)]
         self.forwards, self.rewards, self.before, self.pieces = forwards, rewards, before, pieces
-        self.unwell, self.reply = None, Forwarded(200, "application/json", b'{"id": 1}')
+        self.unwell, self.reply = None, ForwardedReply(200, "application/json", b'{"id": 1}')
         self.asked, self.bodies, self.cancelled, self.begun = [], [], 0, 0
 
     def start(self):
@@ -51,7 +51,7 @@ class ScriptedBackend:
         self.asked.append(asking)
         await self._ready()
         drawn = [self.candidates[i % len(self.candidates)] for i in range(asking.drawn)]
-        return [Answer(5, sum(len(one.token_ids) for one in drawn), asking.drawn, drawn) for _ in asking.prompts]
+        return [PromptResult(5, sum(len(one.token_ids) for one in drawn), asking.drawn, drawn) for _ in asking.prompts]
 
     async def live(self, asking):
         self.asked.append(asking)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from swift_rm.cli.main import main
 from swift_rm.gateway.process import serving
-from swift_rm.gateway.request.backend import Answer
+from swift_rm.gateway.request.backend import PromptResult
 from swift_rm.report.token_view_data import CandidateView, TokenView
 from swift_rm.selection.candidates import Candidate
 
@@ -60,7 +60,7 @@ class Stub:
         shown = [
             CandidateView([TokenView(one.text, 7, 0.5, one.reward)], one.reward, one.probability, one.answer) for one in told
         ]
-        return [Answer(3, 2 * len(told), len(told), told, "all", shown)]
+        return [PromptResult(3, 2 * len(told), len(told), told, "all", shown)]
 
 
 if __name__ == "__main__":

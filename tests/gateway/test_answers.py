@@ -9,9 +9,9 @@ from contextlib import suppress
 import pytest
 
 from swift_rm.api.reply import read_reply
-from swift_rm.api.reply_scoring import candidates_of
+from swift_rm.api.reply_scoring import response_candidates
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import Limits, understand
+from swift_rm.gateway.request.request import RequestLimits, parse_request
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.gateway.upstream import sampler
 from swift_rm.gateway.upstream.backend import UpstreamBackend
@@ -36,7 +36,7 @@ def backend_of(api, rm=None, **changed):
 
 def asked(rule="swift-best-of-4", chat=True, **fields):
     prompt = {"messages": MESSAGES} if chat else {"prompt": "1 + 1"}
-    return understand({"model": rule, **prompt, **fields}, chat, MODEL, Limits())
+    return parse_request({"model": rule, **prompt, **fields}, chat, MODEL, RequestLimits())
 
 
 def answers(api, *askings, views=False, rm=None, **changed):
@@ -62,7 +62,7 @@ def test_the_chosen_one_comes_first_then_the_others_by_reward(api, rule):
     api.usual = answer()
     [[one]] = answers(api, asked(MODEL, best_of=7, select=rule))
     read = read_reply({"choices": [drawn(api.requests[0], i) for i in range(7)]}, 7, 3)
-    made = candidates_of(reward_model(), read)
+    made = response_candidates(reward_model(), read)
     chosen = select(rule, [c.reward for c in made], [c.answer for c in made]).index
     rest = sorted((i for i in range(7) if i != chosen), key=lambda i: -made[i].reward)
     assert [c.text for c in one.candidates] == [made[i].text for i in (chosen, *rest)]
@@ -78,7 +78,7 @@ def test_text_completions_are_read_as_chats_are(api, legacy):
     [both] = answers(api, asked(chat=False, prompt=["1 + 1", "2 + 2"]))
     assert api.paths == ["/v1/completions"] * 2 and all(request["logprobs"] == 3 for request in api.requests)
     for one, request in zip(both, sorted(api.requests, key=lambda one: one["prompt"]), strict=True):
-        made = candidates_of(reward_model(), read_reply({"choices": [drawn(request, i) for i in range(4)]}, 4, 3))
+        made = response_candidates(reward_model(), read_reply({"choices": [drawn(request, i) for i in range(4)]}, 4, 3))
         assert sorted((c.text, c.reward) for c in one.candidates) == [
             (text, pytest.approx(reward)) for text, reward in sorted((c.text, c.reward) for c in made)
         ]

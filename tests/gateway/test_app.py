@@ -40,7 +40,7 @@ def test_answers_a_chat_and_a_text_in_openais_form():
 
 
 def test_passes_a_plain_request_on_byte_for_byte():
-    from swift_rm.gateway.request.backend import Forwarded
+    from swift_rm.gateway.request.backend import ForwardedReply
 
     async def pieces():
         yield b"data: {}\n\n"
@@ -48,13 +48,13 @@ def test_passes_a_plain_request_on_byte_for_byte():
 
     async def run():
         backend = ScriptedBackend(forwards=True)
-        backend.reply = Forwarded(418, "application/teapot", b'{ "odd" :1}', {"x-request-id": "theirs", "retry-after": "7"})
+        backend.reply = ForwardedReply(418, "application/teapot", b'{ "odd" :1}', {"x-request-id": "theirs", "retry-after": "7"})
         async with running(backend, settings()) as gateway:
             body = b' {"model": "plain", "messages": "theirs to refuse", "top_p": [1], "n": null}'
             whole = await gateway.ask("POST", CHAT, body)
-            backend.reply = Forwarded(200, "text/event-stream; charset=utf-8", pieces())
+            backend.reply = ForwardedReply(200, "text/event-stream; charset=utf-8", pieces())
             streamed = await gateway.ask("POST", "/v1/completions", {"model": "plain", "prompt": "a", "stream": True})
-            backend.reply = Forwarded(200, "application/json", pieces())
+            backend.reply = ForwardedReply(200, "application/json", pieces())
             joined = await gateway.chat("plain")
         assert backend.bodies[0] == ("chat/completions", body, False) and backend.bodies[1][0] == "completions"
         assert (whole.status, whole.headers["content-type"], whole.body) == (418, "application/teapot", b'{ "odd" :1}')

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from swift_rm.gateway.app.backend_lifecycle import Lifetime
+from swift_rm.gateway.app.backend_lifecycle import BackendLifecycle
 from swift_rm.gateway.request.backend import Delta
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 from tests.gateway.stub import Stub
 
-ASKING = Asking(True, "stub", [[{"role": "user", "content": "x"}]])
+ASKING = CompletionRequest(True, "stub", [[{"role": "user", "content": "x"}]])
 
 
 class Slow(Stub):
@@ -40,7 +40,7 @@ def told(error):
 
 def test_nothing_is_answered_before_it_is_loaded():
     async def run():
-        lifetime = Lifetime(Stub())
+        lifetime = BackendLifecycle(Stub())
         assert await lifetime.health() == "starting"
         for work in (lifetime.answer(ASKING), lifetime.forward("completions", b"", False), anext(lifetime.live(ASKING))):
             with pytest.raises(GatewayError) as error:
@@ -58,7 +58,7 @@ def test_nothing_is_answered_before_it_is_loaded():
 def test_the_end_cancels_what_is_under_way_and_says_so():
     async def run():
         backend = Slow()
-        lifetime = Lifetime(backend)
+        lifetime = BackendLifecycle(backend)
         lifetime.open()
         working = [asyncio.ensure_future(lifetime.answer(ASKING)) for _ in range(3)]
         await asyncio.sleep(0.01)
@@ -87,7 +87,7 @@ def test_a_timeout_of_the_backend_stays_its_own():
             raise TimeoutError("its own")
 
     async def run():
-        lifetime = Lifetime(Late())
+        lifetime = BackendLifecycle(Late())
         lifetime.open()
         with pytest.raises(TimeoutError, match="its own"):
             await lifetime.answer(ASKING)

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import pytest
 
 from swift_rm.decoding.engine import PromptState
-from swift_rm.gateway.local.batching import PADDING, Batches, Job, Sampling
-from swift_rm.gateway.request.backend import Answer
+from swift_rm.gateway.local.batching import PADDING, BatchQueue, Job, JobSampling
+from swift_rm.gateway.request.backend import PromptResult
 from swift_rm.gateway.request.errors import GatewayError
 
 
 def make_job(name=0, rows=1, seed=None, prompt=3, **sampling):
-    return Job(PromptState([name] * prompt, n=rows), Sampling(**sampling), seed=seed)
+    return Job(PromptState([name] * prompt, n=rows), JobSampling(**sampling), seed=seed)
 
 
 class Runs:
@@ -20,7 +20,7 @@ class Runs:
 
     def __init__(self, rows, wait_s):
         self.batches, self.go, self.begun = [], threading.Semaphore(0), threading.Semaphore(0)
-        self.queue = Batches(self.run, rows, wait_s, lambda error: GatewayError(500, f"failed: {type(error).__name__}"))
+        self.queue = BatchQueue(self.run, rows, wait_s, lambda error: GatewayError(500, f"failed: {type(error).__name__}"))
 
     def run(self, jobs):
         self.batches.append([job.asked.prompt_ids[0] for job in jobs])
@@ -29,7 +29,7 @@ class Runs:
         if any(job.asked.prompt_ids[0] == 99 for job in jobs):
             raise KeyError("a secret prompt")
         for job in jobs:
-            job.finish(Answer(1, 2, job.rows, ()))
+            job.finish(PromptResult(1, 2, job.rows, ()))
 
     def hold(self):
         """Keep the thread busy with a job that goes with no other, and return it."""
@@ -175,6 +175,6 @@ def test_closing_answers_everybody_and_ends_the_thread():
 
 
 def test_sampling_is_what_generate_is_told():
-    assert Sampling().settings() == {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    assert Sampling(0, 0.5, 3, ("a",)).settings() == {"do_sample": False, "stop_strings": ["a"]}
-    assert Sampling(1e-300).settings()["temperature"] == 1e-4, "smaller ones would make NaN of logits"
+    assert JobSampling().settings() == {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    assert JobSampling(0, 0.5, 3, ("a",)).settings() == {"do_sample": False, "stop_strings": ["a"]}
+    assert JobSampling(1e-300).settings()["temperature"] == 1e-4, "smaller ones would make NaN of logits"

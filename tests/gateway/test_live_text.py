@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from swift_rm.gateway.local.incremental_detokenizer import LiveText, open_ends_of
+from swift_rm.gateway.local.incremental_detokenizer import IncrementalDetokenizer, unsettled_tokens
 from swift_rm.tokens.stop_text import cut_at_stop_string
 
 TEXTS = [
@@ -46,7 +46,7 @@ def byte_fallback():
 
 def pieces_of(tokenizer, ids, stop=()):
     """Return what is told token by token, and at last; and the whole text."""
-    live = LiveText(tokenizer, stop, open_ends_of(tokenizer))
+    live = IncrementalDetokenizer(tokenizer, stop, unsettled_tokens(tokenizer))
     text = cut_at_stop_string(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), stop)
     return [live.push(ids[:end]) for end in range(1, len(ids) + 1)] + [live.finish(text)], text
 
@@ -101,5 +101,5 @@ def test_what_may_begin_a_stop_string_waits(byte_level):
 
 
 def test_open_ends_are_bytes_and_tokens_that_show_nothing(byte_level, byte_fallback):
-    assert open_ends_of(byte_fallback) == {*range(257), byte_fallback.eos_token_id}, "0 is the unknown token"
-    assert open_ends_of(byte_level) == {byte_level.eos_token_id}
+    assert unsettled_tokens(byte_fallback) == {*range(257), byte_fallback.eos_token_id}, "0 is the unknown token"
+    assert unsettled_tokens(byte_level) == {byte_level.eos_token_id}

@@ -8,7 +8,7 @@ import torch
 from swift_rm import best_of_n, score
 from swift_rm.gateway.local.backend import LocalBackend
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.models.load import load_language_model, resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
@@ -47,7 +47,7 @@ def message(text):
 
 
 def ask(text="27+15", rule=None, n=1, **fields):
-    return Asking(True, "m", [message(text)], rule, n, fields.pop("returned", 1 if rule else n), **fields)
+    return CompletionRequest(True, "m", [message(text)], rule, n, fields.pop("returned", 1 if rule else n), **fields)
 
 
 def answers(loaded, *askings, batches=None, views=False, **settings):
@@ -79,7 +79,7 @@ def test_a_seed_gives_what_best_of_n_gives(tiny, rule):
 
 def test_prompts_of_a_request_with_a_seed_are_drawn_one_by_one(tiny):
     texts = ["<bos><question>1+1<student>", "<bos><question>2+2<student>"]
-    (drawn,) = answers(tiny, Asking(False, "m", texts, "best", 4, 1, seed=-3))
+    (drawn,) = answers(tiny, CompletionRequest(False, "m", texts, "best", 4, 1, seed=-3))
     expected = best_of_n(*tiny, texts, n=4, select="best", seed=-3, batch_size=1)
     assert [one.candidates[0] for one in drawn] == [one.best for one in expected]
 
@@ -207,8 +207,8 @@ def test_temperature_zero_and_next_to_zero(tiny):
 def test_what_is_refused(tiny):
     assert refusal(tiny, ask(others={"logprobs": True})).param == "logprobs"
     assert refusal(tiny, ask(max_tokens=511)).code == "context_length_exceeded"
-    assert refusal(tiny, Asking(False, "m", [[77]])).status == 400
-    assert refusal(tiny, Asking(False, "m", ["27", [77]], "best", 2)).status == 400, "before anything is decoded"
+    assert refusal(tiny, CompletionRequest(False, "m", [[77]])).status == 400
+    assert refusal(tiny, CompletionRequest(False, "m", ["27", [77]], "best", 2)).status == 400, "before anything is decoded"
 
 
 def test_it_has_a_name_and_says_when_it_is_not_ready(tiny):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.models.load import resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
 from tests.decoding.engines import Forwards
@@ -55,7 +55,7 @@ def test_a_stream_is_the_answer_in_pieces(tiny, stop):
 
 def test_choices_are_numbered_across_prompts(tiny):
     texts = ["<bos><question>1+1<student>", "<bos><question>27+2<student>"]
-    deltas = stream(tiny, Asking(False, "m", texts, None, 2, 2))
+    deltas = stream(tiny, CompletionRequest(False, "m", texts, None, 2, 2))
     lengths = {delta.index: delta.prompt_tokens for delta in deltas}
     assert lengths == {0: 6, 1: 6, 2: 7, 3: 7}
     assert all(text == candidate.text for text, candidate in joined(deltas).values())

@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from swift_rm.gateway.local.prompts import Prompts, refuse_unsupported
+from swift_rm.gateway.local.prompts import PromptReader, refuse_unsupported
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 
 USER = {"role": "user", "content": "27+15"}
 STRICT = (
@@ -16,7 +16,7 @@ STRICT = (
 
 @pytest.fixture(scope="module")
 def prompts(llama, tokenizer):
-    return Prompts(llama, copy.deepcopy(tokenizer), None)
+    return PromptReader(llama, copy.deepcopy(tokenizer), None)
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def strict(llama, tokenizer, monkeypatch):
     mine.chat_template, rendered = STRICT, []
     apply = mine.apply_chat_template
     mine.apply_chat_template = lambda *args, **kwargs: rendered.append(apply(*args, **kwargs)) or rendered[-1]
-    made = Prompts(llama, mine, None)
+    made = PromptReader(llama, mine, None)
     made.rendered = rendered
     return made
 
 
 def chat(*messages, **fields):
-    return Asking(True, "m", [list(messages)], **fields)
+    return CompletionRequest(True, "m", [list(messages)], **fields)
 
 
 def refusal(read, *args):
@@ -48,7 +48,7 @@ def test_prompts_are_read_as_the_package_reads_them(prompts, tokenizer):
     assert read.max_new_tokens == 1024
     off = prompts.read(chat(USER, template={"enable_thinking": False}))[0].ids
     assert off == tokenizer.apply_chat_template([USER], add_generation_prompt=True, return_dict=False, enable_thinking=False)
-    texts = prompts.read(Asking(False, "m", ["27", [18, 19], "1"], max_tokens=5))
+    texts = prompts.read(CompletionRequest(False, "m", ["27", [18, 19], "1"], max_tokens=5))
     assert [one.ids for one in texts] == [tokenizer("27")["input_ids"], [18, 19], tokenizer("1")["input_ids"]]
     assert {one.max_new_tokens for one in texts} == {5}
 
@@ -92,7 +92,7 @@ def test_only_the_template_hears_of_chat_template_kwargs(prompts, name):
     ],
 )  # fmt: skip
 def test_texts_that_cannot_be_read_are_refused(prompts, prompt, said):
-    error = refusal(prompts.read, Asking(False, "m", [prompt]))
+    error = refusal(prompts.read, CompletionRequest(False, "m", [prompt]))
     assert error.param == "prompt"
     assert re.search(said, error.message)
 
@@ -100,18 +100,18 @@ def test_texts_that_cannot_be_read_are_refused(prompts, prompt, said):
 def test_a_model_without_a_template_says_so(llama, tokenizer):
     mine = copy.deepcopy(tokenizer)
     mine.chat_template = None
-    assert "no chat template" in refusal(Prompts(llama, mine, None).read, chat(USER)).message
+    assert "no chat template" in refusal(PromptReader(llama, mine, None).read, chat(USER)).message
 
 
 def test_new_tokens_are_limited_by_the_context(llama, tokenizer, prompts):
     ids = [20] * 2000
-    assert prompts.read(Asking(False, "m", [ids]))[0].max_new_tokens == 48
-    assert prompts.read(Asking(False, "m", [ids], max_tokens=48))[0].max_new_tokens == 48
-    error = refusal(prompts.read, Asking(False, "m", [ids], max_tokens=49))
+    assert prompts.read(CompletionRequest(False, "m", [ids]))[0].max_new_tokens == 48
+    assert prompts.read(CompletionRequest(False, "m", [ids], max_tokens=48))[0].max_new_tokens == 48
+    error = refusal(prompts.read, CompletionRequest(False, "m", [ids], max_tokens=49))
     assert (error.param, error.code) == ("max_tokens", "context_length_exceeded")
     assert "max_tokens=49" in error.message and "2000 tokens" in error.message and "2048" in error.message
-    limited = Prompts(llama, tokenizer, 100)  # the server's own limit, which the request did not name
-    assert limited.read(Asking(False, "m", [ids], max_tokens=100))[0].max_new_tokens == 48
+    limited = PromptReader(llama, tokenizer, 100)  # the server's own limit, which the request did not name
+    assert limited.read(CompletionRequest(False, "m", [ids], max_tokens=100))[0].max_new_tokens == 48
 
 
 @pytest.mark.parametrize(

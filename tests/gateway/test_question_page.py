@@ -10,7 +10,7 @@ from html import unescape
 import pytest
 
 from swift_rm.files.text import visible
-from swift_rm.gateway.app.question_html import PAGE_POLICY, RULES
+from swift_rm.gateway.app.question_html import PAGE_POLICY, RULE_TEXTS
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import SERVED_RULES
@@ -75,7 +75,7 @@ def test_the_empty_form_is_labelled_and_has_its_limits(address):
     assert labels == set(inputs)
     assert (inputs["n"]["max"], inputs["question"]["maxlength"]) == ("16", "400")
     options = page.texts["option"]
-    assert options == [f"{rule}: {RULES[rule]}" for rule in SERVED_RULES]
+    assert options == [f"{rule}: {RULE_TEXTS[rule]}" for rule in SERVED_RULES]
     assert not [tag for tag, _ in page.elements if tag in ("script", "img", "link", "iframe")]
     assert "a/<b>stub</b>" in page.texts["bdi"]
     assert "some-reward-model" in page.texts["bdi"]
@@ -193,7 +193,7 @@ def test_the_page_can_be_left_out(stub):
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "ground"), [(1, (246, 246, 244)), (0, (22, 22, 24))])
-def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(address, tmp_path, scheme, ground):
+def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(address, browse, tmp_path, scheme, ground):
     _, _, html = visit(address, {"question": "w" * 300, "n": "8"})
     picture = tmp_path / "page.png"
     phone = [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=390,1200", "--hide-scrollbars"]

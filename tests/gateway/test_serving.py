@@ -19,7 +19,7 @@ import pytest
 from swift_rm.cli.main import main
 from swift_rm.gateway.http.listening import listen, url
 from swift_rm.gateway.http.metrics import Metrics
-from swift_rm.gateway.process.server import Process
+from swift_rm.gateway.process.server import ServerProcess
 from swift_rm.gateway.request.settings import Settings
 from tests.gateway.stub import Stub
 
@@ -203,7 +203,7 @@ def test_whatever_loading_raises_is_raised_and_the_port_is_free_again(failure):
             raise failure
 
     with listen("127.0.0.1", 0) as listening:
-        process = Process(Failing(), Settings(model="m", reward_model="r"), Metrics(), listening, None)
+        process = ServerProcess(Failing(), Settings(model="m", reward_model="r"), Metrics(), listening, None)
         port = listening.getsockname()[1]
         with pytest.raises(type(failure), match=str(failure)):
             asyncio.run(process.run())

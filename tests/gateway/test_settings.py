@@ -88,7 +88,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_place(write, text, said):
         ({"model": ""}, {}, "serve needs a --model"),
         ({"reward_model": ""}, {}, "serve needs a --reward-model"),
         ({"host": ""}, {}, "--host must be an address"),
-        ({"upstream": "http://x/v1", "device": "cpu"}, {}, "--device is about a model here"),
+        ({"upstream": "http://x/v1", "device": "cpu"}, {}, "--device applies to a local model"),
     ],
 )
 def test_what_is_wrong_elsewhere_is_said_with_the_flag_or_variable(given, environment, said):

@@ -8,10 +8,10 @@ from http.client import HTTPConnection
 
 import pytest
 
-from swift_rm.gateway.app.completions import Admission
-from swift_rm.gateway.http.disconnects import unless_gone
+from swift_rm.gateway.app.completions import QueueLimit
+from swift_rm.gateway.http.disconnects import run_while_connected
 from swift_rm.gateway.http.metrics import Metrics
-from swift_rm.gateway.request.backend import Forwarded
+from swift_rm.gateway.request.backend import ForwardedReply
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.settings import Settings
 from tests.gateway.running_gateway import CHAT, running, until
@@ -51,7 +51,7 @@ def test_a_full_server_refuses_exactly_the_surplus():
 
 
 def test_a_place_is_free_again_however_its_request_ended():
-    admission = Admission(1)
+    admission = QueueLimit(1)
     with pytest.raises(KeyError), admission:
         assert admission.inside == 1
         raise KeyError
@@ -116,7 +116,7 @@ def test_an_upstreams_stream_is_closed_when_its_client_leaves():
                 closed.append(True)
 
         backend = ScriptedBackend(forwards=True)
-        backend.reply = Forwarded(200, "text/event-stream", pieces())
+        backend.reply = ForwardedReply(200, "text/event-stream", pieces())
         async with running(backend, settings()) as gateway:
             reader, writer = await gateway.open("POST", CHAT, {"model": "plain", "messages": MESSAGES, "stream": True})
             await reader.readuntil(b"data: 1")
@@ -243,9 +243,9 @@ def test_an_upstreams_reply_that_breaks_is_not_completed():
 
         backend = ScriptedBackend([candidate("a")], forwards=True)
         async with running(backend, settings()) as gateway:
-            backend.reply = Forwarded(200, "application/json", pieces())
+            backend.reply = ForwardedReply(200, "application/json", pieces())
             whole = await gateway.chat("plain")
-            backend.reply = Forwarded(200, "application/octets", pieces())
+            backend.reply = ForwardedReply(200, "application/octets", pieces())
             reader, writer = await gateway.open("POST", CHAT, {"model": "plain", "messages": MESSAGES, "stream": True})
             broken = await reader.read()
             writer.close()
@@ -291,7 +291,7 @@ def test_work_that_others_cancel_is_no_cancellation_of_the_request():
             raise asyncio.CancelledError
 
         with pytest.raises(GatewayError, match="about to end") as refusal:
-            await unless_gone(forever, work())
+            await run_while_connected(forever, work())
         assert refusal.value.status == 503 and len(asyncio.all_tasks()) == 1
 
     asyncio.run(run())

@@ -8,8 +8,8 @@ import pytest
 from swift_rm.cli.main import build_parser
 from swift_rm.evaluation.rule_curves import rule_curves
 from swift_rm.evaluation.rule_outcome import SCORES, VOTES, chosen
-from swift_rm.gateway.app.question_html import RULES as SHOWN
-from swift_rm.gateway.request.model_names import chosen_by
+from swift_rm.gateway.app.question_html import RULE_TEXTS as SHOWN
+from swift_rm.gateway.request.model_names import rule_of_name
 from swift_rm.report.evaluation_table import CURVES
 from swift_rm.report.plots.matplotlib_figures import LOOKS
 from swift_rm.report.question_summary import MAIN_RULES
@@ -39,7 +39,7 @@ def test_a_rule_is_known_wherever_people_choose_one(rule):
     assert rule.words
     if not rule.external:
         assert SHOWN[rule.name] == rule.words
-        assert chosen_by(f"swift-{rule.name}-8", "plain").rule == rule.name
+        assert rule_of_name(f"swift-{rule.name}-8", "plain").rule == rule.name
 
 
 def test_the_served_rules_are_those_without_a_second_model():

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from swift_rm._version import __version__
 from swift_rm.gateway.app.access import Access
 from swift_rm.gateway.app.backend_lifecycle import STARTING
-from swift_rm.gateway.app.completions import Admission, Completions
+from swift_rm.gateway.app.completions import Completions, QueueLimit
 from swift_rm.gateway.http.disconnects import ClientGone, Receive
 from swift_rm.gateway.http.metrics import GONE, Metrics
 from swift_rm.gateway.http.openapi import (
@@ -33,12 +33,12 @@ from swift_rm.gateway.http.openapi import (
     described,
     refusals,
 )
-from swift_rm.gateway.http.request_log import App, Recording, Scope, Send, record_of
-from swift_rm.gateway.http.responses import error_reply, json_reply, told
+from swift_rm.gateway.http.request_log import App, RequestLog, Scope, Send, record_of
+from swift_rm.gateway.http.responses import error_reply, json_reply, to_gateway_error
 from swift_rm.gateway.request.backend import Backend
 from swift_rm.gateway.request.errors import LATER, GatewayError, ending
-from swift_rm.gateway.request.model_names import chosen_by, listed
-from swift_rm.gateway.request.request import Limits
+from swift_rm.gateway.request.model_names import listed_models, rule_of_name
+from swift_rm.gateway.request.request import RequestLimits
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 from swift_rm.gateway.request.settings import Settings
 
@@ -57,15 +57,15 @@ def create_app(backend: Backend, settings: Settings, *, token: str | None = None
     if token is None and not settings.loopback:
         raise ValueError(f"a server on {settings.host!r}, which others can reach, needs a token: set {settings.token_env}")
     metrics = metrics or Metrics()
-    admission = Admission(settings.queue, metrics.rejected)
+    queue_limit = QueueLimit(settings.queue, metrics.rejected)
     app = FastAPI(
         title="swift-rm", version=__version__, description="The best of N answers, for any OpenAI client.",
         docs_url=None, redoc_url=None, redirect_slashes=False,  # those pages load scripts from elsewhere
     )  # fmt: skip
     app.openapi = described(  # type: ignore[method-assign]
-        app, token is not None, lambda: listed(backend.name, settings.max_n, backend.rewards), Limits.of(settings)
+        app, token is not None, lambda: listed_models(backend.name, settings.max_n, backend.rewards), RequestLimits.of(settings)
     )
-    completions = Completions(backend, settings, admission, metrics)
+    completions = Completions(backend, settings, queue_limit, metrics)
     _add_completions(app, completions)
     _add_models(app, backend, settings)
     _add_state(app, backend, metrics)
@@ -77,12 +77,12 @@ def create_app(backend: Backend, settings: Settings, *, token: str | None = None
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(GatewayError, _refused)
     app.add_middleware(Access, token=token)
-    app.add_middleware(Failing)
-    app.add_middleware(Recording, metrics=metrics, routes=lambda: [getattr(route, "path", "") for route in app.routes])
+    app.add_middleware(ErrorLayer)
+    app.add_middleware(RequestLog, metrics=metrics, routes=lambda: [getattr(route, "path", "") for route in app.routes])
     return app
 
 
-class _Answered(Response):
+class _DeferredReply(Response):
     """A reply that is worked out as it is sent, so that all of a request's work ends with it."""
 
     def __init__(self, work: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -98,12 +98,12 @@ def _add_completions(app: FastAPI, completions: Completions) -> None:
     @app.post("/v1/chat/completions", openapi_extra=body_of(ChatAsked), responses=completion(ChatCompletion))
     async def create_chat_completion() -> Response:
         """Answer a conversation; the model's name, or `best_of` and `select`, choose how."""
-        return _Answered(lambda *request: completions(True, *request))
+        return _DeferredReply(lambda *request: completions(True, *request))
 
     @app.post("/v1/completions", openapi_extra=body_of(TextAsked), responses=completion(TextCompletion))
     async def create_completion() -> Response:
         """Answer a prompt, or several; the model's name, or `best_of` and `select`, choose how."""
-        return _Answered(lambda *request: completions(False, *request))
+        return _DeferredReply(lambda *request: completions(False, *request))
 
 
 def _add_models(app: FastAPI, backend: Backend, settings: Settings) -> None:
@@ -115,7 +115,7 @@ def _add_models(app: FastAPI, backend: Backend, settings: Settings) -> None:
     @app.get("/v1/models", responses={200: {"model": Models}, **refusals(*GUARDED, 503)})
     async def list_models() -> Response:
         """List models: the plain one, and examples of names that choose a rule and N."""
-        names = listed(backend.name, settings.max_n, backend.rewards)
+        names = listed_models(backend.name, settings.max_n, backend.rewards)
         return json_reply({"object": "list", "data": list(map(shown, names))})
 
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -127,7 +127,7 @@ def _add_models(app: FastAPI, backend: Backend, settings: Settings) -> None:
     async def retrieve_model(request: Request) -> Response:
         """Tell whether a name can be asked for."""
         wanted = request.path_params["name"]
-        chosen = chosen_by(wanted, backend.name)
+        chosen = rule_of_name(wanted, backend.name)
         if chosen.n is not None and (chosen.n > settings.max_n or not backend.rewards):
             most = f"this server allows N up to {settings.max_n}" if backend.rewards else "this server has no reward model"
             raise GatewayError(404, f"the model {wanted!r} is not there: {most}", param="model", code="model_not_found")
@@ -171,7 +171,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     return error_reply(error)
 
 
-class Failing:
+class ErrorLayer:
     """An ASGI layer that answers for an app that raised: uvicorn would log the exception's words, which may hold a prompt."""
 
     def __init__(self, app: App) -> None:
@@ -185,7 +185,7 @@ class Failing:
             await self.app(scope, receive, send)
         if kept.error is not None:
             record = record_of(scope)
-            error = ending() if isinstance(kept.error, asyncio.CancelledError) else told(kept.error, record)
+            error = ending() if isinstance(kept.error, asyncio.CancelledError) else to_gateway_error(kept.error, record)
             if not record.status:
                 return await error_reply(error)(scope, receive, send)
             record.fields["failed"] = error.status

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from swift_rm.gateway.http.responses import closed
-from swift_rm.gateway.request.backend import Answer, Backend, Delta, Forwarded
+from swift_rm.gateway.http.responses import closing_iterator
+from swift_rm.gateway.request.backend import Backend, Delta, ForwardedReply, PromptResult
 from swift_rm.gateway.request.errors import LATER, GatewayError, ending
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 
 STARTING = "starting"
 
 
-class Lifetime:
+class BackendLifecycle:
     """A backend that answers 503 until it is opened, and to what is still under way when it is ended.
 
     What an upstream streams is not ended here: the server breaks it off.
@@ -68,26 +68,26 @@ class Lifetime:
         """Return why nothing can be answered now, None if it can."""
         return await self.backend.health() if self.loaded else STARTING
 
-    def ignored(self, asking: Asking) -> list[str]:
+    def ignored(self, request: CompletionRequest) -> list[str]:
         """Return the names of a request's fields about which nothing is done."""
-        return self.backend.ignored(asking)
+        return self.backend.ignored(request)
 
-    async def answer(self, asking: Asking, views: bool = False) -> list[Answer]:
+    async def answer(self, request: CompletionRequest, views: bool = False) -> list[PromptResult]:
         """Answer each prompt of a request; raise GatewayError, status 503, before and after the backend's life."""
         async with self._within():
-            return await self.backend.answer(asking, views)
+            return await self.backend.answer(request, views)
 
-    async def live(self, asking: Asking) -> AsyncIterator[Delta]:
+    async def live(self, request: CompletionRequest) -> AsyncIterator[Delta]:
         """Yield the pieces of a plain request; raise GatewayError, status 503, before and after the backend's life."""
         async with self._within():
-            deltas = self.backend.live(asking)
-        async with closed(deltas):
+            deltas = self.backend.live(request)
+        async with closing_iterator(deltas):
             async for delta in deltas:
                 if self.ended:
                     raise ending()
                 yield delta
 
-    async def forward(self, path: str, body: bytes, stream: bool) -> Forwarded:
+    async def forward(self, path: str, body: bytes, stream: bool) -> ForwardedReply:
         """Pass a request on; raise GatewayError, status 503, before and after the backend's life."""
         async with self._within():
             return await self.backend.forward(path, body, stream)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 PAGE_POLICY = f"{POLICY}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 META_POLICY = f"{POLICY}; form-action 'self'; base-uri 'none'"  # what a page can say of itself
-RULES = {rule.name: rule.words for rule in RULE_TABLE if not rule.external}
+RULE_TEXTS = {rule.name: rule.words for rule in RULE_TABLE if not rule.external}
 TITLE = "Best of N"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class QuestionOutcome:
     """What became of a question: its candidates in the order of the answer, and the choice or why there is none.
 
     ``text`` and ``chosen`` are of the candidate that was chosen; ``refusal`` says why none was good enough.
@@ -49,7 +49,7 @@ class QuestionPage:
     model: str
     settings: Settings
     typed: Mapping[str, str] = field(default_factory=dict)
-    outcome: Outcome | None = None
+    outcome: QuestionOutcome | None = None
     error: GatewayError | None = None
     closed: str | None = None
 
@@ -76,7 +76,7 @@ def render(page: QuestionPage) -> str:
 def _form(page: QuestionPage) -> str:
     settings, typed = page.settings, page.typed
     options = "".join(
-        f'<option value="{rule}"{" selected" if rule == typed.get("rule") else ""}>{rule}: {RULES[rule]}</option>'
+        f'<option value="{rule}"{" selected" if rule == typed.get("rule") else ""}>{rule}: {RULE_TEXTS[rule]}</option>'
         for rule in SERVED_RULES
     )
     most = f'min="1" max="{settings.max_n}" step="1" required'
@@ -108,7 +108,7 @@ def _error(error: GatewayError) -> str:
 </section>"""
 
 
-def _outcome(outcome: Outcome) -> str:
+def _outcome(outcome: QuestionOutcome) -> str:
     scale = Scale.of([token for candidate in outcome.candidates for token in candidate.tokens])
     chosen = outcome.refusal is None
     first = outcome.candidates[0]

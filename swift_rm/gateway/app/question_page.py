@@ -10,14 +10,14 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from swift_rm.gateway.app.question_html import PAGE_POLICY, Outcome, QuestionPage, render
+from swift_rm.gateway.app.question_html import PAGE_POLICY, QuestionOutcome, QuestionPage, render
 from swift_rm.gateway.http.body import read_body
-from swift_rm.gateway.http.disconnects import unless_gone
+from swift_rm.gateway.http.disconnects import run_while_connected
 from swift_rm.gateway.http.replies import ABSTAINED, Replies
 from swift_rm.gateway.http.request_log import PLAIN, record_of
-from swift_rm.gateway.request.backend import Answer
+from swift_rm.gateway.request.backend import PromptResult
 from swift_rm.gateway.request.errors import GatewayError, refused
-from swift_rm.gateway.request.request import understand
+from swift_rm.gateway.request.request import parse_request
 from swift_rm.reward.identity import short_name
 from swift_rm.selection.rule_table import DEFAULT_RULE
 
@@ -52,25 +52,25 @@ def add_page(app: FastAPI, completions: Completions) -> None:
             return reply(error.status, {"refresh": "2", **error.headers}, closed=LOADING)
         return None if backend.rewards else reply(closed=NO_REWARDS)
 
-    async def show(request: Request) -> Response:
+    async def show(http: Request) -> Response:
         usual = {"n": str(min(CANDIDATES, settings.max_n)), "rule": DEFAULT_RULE, "temperature": "1"}
         return closed() or reply(typed=usual)
 
-    async def ask(request: Request) -> Response:
+    async def ask(http: Request) -> Response:
         if (shut := closed()) is not None:
             return shut
         typed: dict[str, str] = {}
         try:
             most = settings.max_body_kib * 1024
-            typed = read_form(await read_body(request.headers, request.receive, most, wanted=FORM))
-            asking = understand(request_of(typed, backend.name), True, backend.name, completions.limits)
-            record, replies = record_of(request.scope), Replies(asking)
-            record.rule = asking.rule or PLAIN
+            typed = read_form(await read_body(http.headers, http.receive, most, wanted=FORM))
+            request = parse_request(request_of_form(typed, backend.name), True, backend.name, completions.limits)
+            record, replies = record_of(http.scope), Replies(request)
+            record.rule = request.rule or PLAIN
             completions.log_content(record, prompt=typed["question"])
             began = time.perf_counter()
-            with completions.admission:
-                work = backend.answer(asking, views=True)
-                (answer,) = await unless_gone(request.receive, work, settings.timeout_s)
+            with completions.queue_limit:
+                work = backend.answer(request, views=True)
+                (answer,) = await run_while_connected(http.receive, work, settings.timeout_s)
         except GatewayError as error:
             return reply(error.status, error.headers, typed=typed, error=error)
         completions.note(record, replies, [answer])
@@ -90,7 +90,7 @@ def read_form(body: bytes) -> dict[str, str]:
     return {name: values[-1].replace("\r\n", "\n") for name, values in fields.items()}
 
 
-def request_of(typed: dict[str, str], model: str) -> dict[str, Any]:
+def request_of_form(typed: dict[str, str], model: str) -> dict[str, Any]:
     """Return the request for a chat completion that a form stands for; a number that is none stays text, and is refused later."""
     asked: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": typed.get("question", "")}]}
     if not typed.get("question", "").strip():
@@ -104,10 +104,10 @@ def request_of(typed: dict[str, str], model: str) -> dict[str, Any]:
     return {**asked, "select": typed["rule"]} if typed.get("rule") and "best_of" in asked else asked
 
 
-def outcome_of(replies: Replies, answer: Answer, seconds: float) -> Outcome:
+def outcome_of(replies: Replies, answer: PromptResult, seconds: float) -> QuestionOutcome:
     """Return what the page shows of an answer; whether it abstains is as in any reply."""
     choice = replies.whole([answer])["choices"][0]
     message = choice["message"]
     refusal = message["refusal"] if choice["finish_reason"] == ABSTAINED else None
-    rule, tokens = replies.asking.rule, answer.completion_tokens
-    return Outcome(answer.views, message["content"], refusal, answer.drawn, tokens, seconds, rule, answer.ended)
+    rule, tokens = replies.request.rule, answer.completion_tokens
+    return QuestionOutcome(answer.views, message["content"], refusal, answer.drawn, tokens, seconds, rule, answer.ended)

@@ -16,7 +16,7 @@ class ClientGone(Exception):
     """The client left before its reply was complete."""
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
     """Return what ``work`` returns, or raise what it raises; end it first if the client leaves or ``seconds`` are over.
 
     ``receive`` is that of a request whose body has been read. Raises ClientGone, or GatewayError 504. No task is left behind.
@@ -25,29 +25,29 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T], seconds: f
     try:
         await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
-            return result_of(task)
+            return task_result(task)
         if gone.done():
             raise ClientGone
-        raise too_slow(seconds or 0.0)
+        raise timeout_error(seconds or 0.0)
     finally:
-        await ended(task, gone)
+        await cancel_all(task, gone)
 
 
-def result_of(task: asyncio.Future[T]) -> T:
+def task_result(task: asyncio.Future[T]) -> T:
     """Return what a task that is done returned, or raise what it raised: GatewayError 503 if others cancelled it."""
     if task.cancelled():
         raise ending()
     return task.result()
 
 
-async def ended(*tasks: asyncio.Future[Any]) -> None:
+async def cancel_all(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks and wait until they have ended, however they do."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def too_slow(seconds: float) -> GatewayError:
+def timeout_error(seconds: float) -> GatewayError:
     """Return the error of a request that took longer than it may."""
     return GatewayError(
         504, f"no reply within {seconds:g} s, which is all a request may take here: ask for fewer tokens or candidates",

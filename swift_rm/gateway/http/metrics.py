@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from swift_rm.gateway.request.backend import Answer
+from swift_rm.gateway.request.backend import PromptResult
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -59,7 +59,7 @@ class Metrics:
         """Count a request that found the server full."""
         self._rejected.inc()
 
-    def answered(self, answers: Sequence[Answer], abstained: int) -> None:
+    def answered(self, answers: Sequence[PromptResult], abstained: int) -> None:
         """Count what was drawn for a request, and what it was told."""
         self._candidates.inc(sum(answer.drawn for answer in answers))
         self.spent(sum(one.prompt_tokens for one in answers), sum(one.completion_tokens for one in answers))

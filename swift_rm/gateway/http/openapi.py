@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
-from swift_rm.gateway.request.request import Limits
+from swift_rm.gateway.request.request import RequestLimits
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 
 ASKED = (ChatAsked, TextAsked)
@@ -45,7 +45,7 @@ def body_of(asked: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def described(app: FastAPI, token: bool, names: Callable[[], list[str]], limits: Limits) -> Callable[[], dict[str, Any]]:
+def described(app: FastAPI, token: bool, names: Callable[[], list[str]], limits: RequestLimits) -> Callable[[], dict[str, Any]]:
     """Return the app's ``openapi``: FastAPI's, and the bodies' schemas with the models' ``names`` and the server's limits.
 
     With a ``token``, also that it is needed.

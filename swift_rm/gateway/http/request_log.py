@@ -29,7 +29,7 @@ _ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """What is noted of a request while it is answered; ``fields`` go to the log, ``rule`` also to the metrics.
 
     ``status`` 0 means that no reply has begun.
@@ -42,14 +42,14 @@ class Record:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def record_of(scope: Scope) -> Record:
+def record_of(scope: Scope) -> RequestRecord:
     """Return the record of a request."""
-    record: Record = scope["swift_rm_record"]
+    record: RequestRecord = scope["swift_rm_record"]
     return record
 
 
-class Recording:
-    """An ASGI layer that keeps a :class:`Record` of each request, and logs and counts it at its end.
+class RequestLog:
+    """An ASGI layer that keeps a :class:`RequestRecord` of each request, and logs and counts it at its end.
 
     Paths and methods are named as far as they are the app's own, whose ``routes`` are templates; others are "other".
     """
@@ -63,7 +63,7 @@ class Recording:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        record = Record(given.decode() if _ID.fullmatch(given) else f"req-{secrets.token_hex(12)}")
+        record = RequestRecord(given.decode() if _ID.fullmatch(given) else f"req-{secrets.token_hex(12)}")
         scope["swift_rm_record"] = record
         ours = (*HEADERS, (b"x-request-id", record.id.encode()))
         names = {name for name, _ in ours}
@@ -81,7 +81,7 @@ class Recording:
         finally:
             self._ended(record, scope)
 
-    def _ended(self, record: Record, scope: Scope) -> None:
+    def _ended(self, record: RequestRecord, scope: Scope) -> None:
         seconds, route, status = time.perf_counter() - record.began, self._route(scope), record.status or GONE
         self.metrics.ended(route, status, record.rule, seconds)
         log_event(

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from swift_rm.gateway.http.disconnects import ClientGone, Receive, too_slow, unless_gone
+from swift_rm.gateway.http.disconnects import ClientGone, Receive, run_while_connected, timeout_error
 from swift_rm.gateway.http.logs import log_failure
-from swift_rm.gateway.http.request_log import Record, Scope, Send, record_of
+from swift_rm.gateway.http.request_log import RequestRecord, Scope, Send, record_of
 from swift_rm.gateway.request.errors import GatewayError
 
 T = TypeVar("T")
@@ -24,15 +24,15 @@ LAST_WORD_S = 5.0  # for an error to reach a client that may not read at all
 
 
 @dataclass(frozen=True)
-class Head:
-    """The status and headers of a stream; ``Piece`` is either this, first, or bytes."""
+class StreamHead:
+    """The status and headers of a stream; ``StreamPiece`` is either this, first, or bytes."""
 
     status: int = 200
     content_type: str = EVENTS
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Piece = Head | bytes
+StreamPiece = StreamHead | bytes
 
 
 def json_bytes(value: Any) -> bytes:
@@ -55,7 +55,7 @@ def event(value: Any) -> bytes:
     return b"data: %s\n\n" % json_bytes(value)
 
 
-def told(error: BaseException, record: Record) -> GatewayError:
+def to_gateway_error(error: BaseException, record: RequestRecord) -> GatewayError:
     """Return what a client is told of an exception; of one that is no GatewayError the log has more, but not its words."""
     if isinstance(error, GatewayError):
         return error
@@ -64,14 +64,14 @@ def told(error: BaseException, record: Record) -> GatewayError:
 
 
 async def send_stream(
-    scope: Scope, receive: Receive, send: Send, pieces: AsyncGenerator[Piece, None], seconds: float, renewed: bool = False
+    scope: Scope, receive: Receive, send: Send, pieces: AsyncGenerator[StreamPiece, None], seconds: float, renewed: bool = False
 ) -> None:
     """Send pieces as they come, the head with the first one, so that what fails before has a status of its own.
 
     All takes at most ``seconds`` or, if ``renewed``, each piece does. What fails later is the last event, without [DONE]; where
     the stream is not one of events the connection breaks off. Raises GatewayError before the head is sent, ClientGone always.
     """
-    head, begun = Head(), False
+    head, begun = StreamHead(), False
 
     async def sending() -> None:
         nonlocal head, begun
@@ -79,7 +79,7 @@ async def send_stream(
         try:
             async with asyncio.timeout(seconds) as clock, aclosing(pieces):
                 async for piece in pieces:
-                    if isinstance(piece, Head):
+                    if isinstance(piece, StreamHead):
                         head = piece
                         continue
                     if not begun:
@@ -92,15 +92,15 @@ async def send_stream(
         except TimeoutError:
             if not clock.expired():
                 raise
-            raise too_slow(seconds) from None
+            raise timeout_error(seconds) from None
 
-    (failed,) = await asyncio.gather(unless_gone(receive, sending()), return_exceptions=True)
+    (failed,) = await asyncio.gather(run_while_connected(receive, sending()), return_exceptions=True)
     if isinstance(failed, ClientGone) or (failed is not None and not begun):
         raise failed
     if failed is None:
         return await send({"type": "http.response.body", "body": b""})
     record = record_of(scope)
-    error = told(failed, record)
+    error = to_gateway_error(failed, record)
     record.fields["failed"] = error.status
     if head.content_type.startswith(EVENTS):
         with suppress(TimeoutError):
@@ -109,7 +109,7 @@ async def send_stream(
 
 
 @asynccontextmanager
-async def closed(pieces: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+async def closing_iterator(pieces: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
     """Give an iterator, and close it at the end, if it can be closed: a loop that is left early does not."""
     try:
         yield pieces
@@ -118,6 +118,6 @@ async def closed(pieces: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
             await pieces.aclose()
 
 
-def _raw(head: Head) -> list[tuple[bytes, bytes]]:
+def _raw(head: StreamHead) -> list[tuple[bytes, bytes]]:
     headers = {**head.headers, "content-type": head.content_type}
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

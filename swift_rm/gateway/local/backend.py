@@ -16,12 +16,12 @@ import torch
 from swift_rm.decoding.candidate_budget import CandidatePlan
 from swift_rm.decoding.engine import Engine, OutOfMemory, PromptState
 from swift_rm.gateway.http.logs import log_failure
-from swift_rm.gateway.local.batching import Batches, Job, Sampling
+from swift_rm.gateway.local.batching import BatchQueue, Job, JobSampling
 from swift_rm.gateway.local.decoded_jobs import decode_jobs
-from swift_rm.gateway.local.prompts import KNOWN, Prompts, refuse_unsupported
-from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
+from swift_rm.gateway.local.prompts import KNOWN_FIELDS, PromptReader, refuse_unsupported
+from swift_rm.gateway.request.backend import Delta, ForwardedReply, PromptResult
 from swift_rm.gateway.request.errors import GatewayError, ending
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.models.load import load_language_model, resolve
 from swift_rm.reward.identity import check_base_model, short_name
@@ -37,9 +37,9 @@ Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase", SwiftRewardModel]
 
 
 class LocalBackend:
-    """Answers requests with a model here. ``loaded`` models are taken as they are; ``on_batch`` hears what each batch held.
+    """Answers requests with a model here. ``loaded`` models are taken as they are.
 
-    That is: its candidates, its prompts, and how many seconds it took. It is called in the engine's thread.
+    ``on_batch`` is called in the engine's thread with each batch's candidates, prompts and seconds.
     """
 
     forwards, rewards = False, True
@@ -49,9 +49,9 @@ class LocalBackend:
     ) -> None:
         self.name = settings.name or short_name(settings.model)
         self._settings, self._loaded, self._on_batch = settings, loaded, on_batch
-        self._batches = Batches(self._run, settings.batch_rows, settings.batch_wait_ms / 1000, _explained)
+        self._batches = BatchQueue(self._run, settings.batch_rows, settings.batch_wait_ms / 1000, _explained)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="swift-rm-prompts")
-        self._prompts: Prompts | None = None
+        self._prompts: PromptReader | None = None
 
     def start(self) -> None:
         """Load both models and decode one token, so that a model that cannot be decoded is told before it is asked."""
@@ -67,7 +67,7 @@ class LocalBackend:
         Engine(model, tokenizer, rm, sampling_settings(model, 1, 1, 1, {}), CandidatePlan(1, 1), None).answer(
             [PromptState([0])], 0
         )
-        self._prompts = Prompts(model, copy.deepcopy(tokenizer), settings.max_tokens or None)
+        self._prompts = PromptReader(model, copy.deepcopy(tokenizer), settings.max_tokens or None)
 
     def reload(self) -> str:
         """Load the reward model anew, for the batches that begin from now on; what is wrong with it leaves the old one."""
@@ -84,13 +84,13 @@ class LocalBackend:
         """Return why nothing can be answered now, None if it can."""
         return "the server is ending" if self._batches.closed else "the model is being loaded" if self._prompts is None else None
 
-    def ignored(self, asking: Asking) -> list[str]:
+    def ignored(self, request: CompletionRequest) -> list[str]:
         """Return the names of a request's fields about which nothing is done: all that are not known."""
-        return sorted(set(asking.others) - KNOWN)
+        return sorted(set(request.others) - KNOWN_FIELDS)
 
-    async def answer(self, asking: Asking, views: bool = False) -> list[Answer]:
+    async def answer(self, request: CompletionRequest, views: bool = False) -> list[PromptResult]:
         """Answer each prompt of a request."""
-        jobs = await self._jobs(asking, views)
+        jobs = await self._jobs(request, views)
         try:
             for job in jobs:
                 self._batches.add(job)
@@ -98,10 +98,10 @@ class LocalBackend:
         finally:
             self._cancel(jobs)
 
-    async def live(self, asking: Asking) -> AsyncGenerator[Delta, None]:
+    async def live(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of a plain request's responses as they are generated."""
-        box = Mailbox[Delta | Job]()
-        jobs = await self._jobs(asking, told=box.put)
+        box = ThreadQueue[Delta | Job]()
+        jobs = await self._jobs(request, on_delta=box.put)
         try:
             for job in jobs:
                 job.future.add_done_callback(lambda _, job=job: box.put(job))  # type: ignore[misc]
@@ -117,21 +117,23 @@ class LocalBackend:
         finally:
             self._cancel(jobs)
 
-    async def forward(self, path: str, body: bytes, stream: bool) -> Forwarded:
+    async def forward(self, path: str, body: bytes, stream: bool) -> ForwardedReply:
         """Raise: a model here answers, and passes nothing on."""
         raise NotImplementedError("a model here answers requests itself")
 
-    async def _jobs(self, asking: Asking, views: bool = False, told: Callable[[Delta], None] | None = None) -> list[Job]:
+    async def _jobs(
+        self, request: CompletionRequest, views: bool = False, on_delta: Callable[[Delta], None] | None = None
+    ) -> list[Job]:
         """Return the jobs of a request, one for each prompt."""
         self._ready()
         assert self._prompts is not None
-        refuse_unsupported(asking.others)
-        read = await asyncio.get_running_loop().run_in_executor(self._reader, self._prompts.read, asking)
-        sampling = Sampling(asking.temperature, asking.top_p, asking.top_k or 0, asking.stop)
+        refuse_unsupported(request.others)
+        read = await asyncio.get_running_loop().run_in_executor(self._reader, self._prompts.read, request)
+        sampling = JobSampling(request.temperature, request.top_p, request.top_k or 0, request.stop)
         return [
             Job(
-                PromptState(one.ids, asking.drawn, one.max_new_tokens), sampling, asking.rule,
-                None if asking.seed is None else seed_for(asking.seed, place), views, told, place * asking.drawn,
+                PromptState(one.ids, request.drawn, one.max_new_tokens), sampling, request.rule,
+                None if request.seed is None else seed_for(request.seed, place), views, on_delta, place * request.drawn,
             )
             for place, one in enumerate(read)
         ]  # fmt: skip
@@ -178,7 +180,7 @@ def _joined(deltas: Sequence[Delta]) -> list[Delta]:
     return list(joined.values())
 
 
-class Mailbox(Generic[Item]):
+class ThreadQueue(Generic[Item]):
     """What a thread has to tell a coroutine, in order: made and emptied in a running loop, filled from any thread.
 
     The loop is woken once for all that has come since it last looked.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swift_rm.decoding.engine import PromptState
-from swift_rm.gateway.request.backend import Answer, Delta
+from swift_rm.gateway.request.backend import Delta, PromptResult
 from swift_rm.gateway.request.errors import ending
 
 PADDING = 512  # tokens by which the prompts of a batch may differ: the shorter ones are padded to the longest
@@ -19,7 +19,7 @@ COLDEST = 1e-4  # below, logits divided by the temperature are no numbers any mo
 
 
 @dataclass(frozen=True)
-class Sampling:
+class JobSampling:
     """How tokens are drawn, which is the same for all rows of a batch; ``temperature`` 0 takes the likeliest."""
 
     temperature: float = 1.0
@@ -37,21 +37,21 @@ class Sampling:
 
 @dataclass(eq=False)
 class Job:
-    """One prompt with all its candidates, chosen by ``rule`` (None: told as drawn), and where its answer goes.
+    """One prompt with all its candidates, chosen by ``rule`` (None: returned as drawn), and where its answer goes.
 
-    One with a ``seed`` has a batch of its own. ``told`` hears of its text while it comes, from index ``first`` on; it is called
-    in the engine's thread.
+    One with a ``seed`` has a batch of its own. ``on_delta`` is called with its text while it comes, from index ``first_index``
+    on, in the engine's thread.
     """
 
     asked: PromptState
-    sampling: Sampling
+    sampling: JobSampling
     rule: str | None = None
     seed: int | None = None
     views: bool = False
-    told: Callable[[Delta], None] | None = None
-    first: int = 0
+    on_delta: Callable[[Delta], None] | None = None
+    first_index: int = 0
     arrived: float = field(default_factory=time.monotonic)
-    future: Future[Answer] = field(default_factory=Future)
+    future: Future[PromptResult] = field(default_factory=Future)
 
     @property
     def rows(self) -> int:
@@ -64,7 +64,7 @@ class Job:
         apart = abs(len(self.asked.prompt_ids) - len(other.asked.prompt_ids))
         return not alone and self.sampling == other.sampling and apart <= PADDING
 
-    def finish(self, answer: Answer) -> None:
+    def finish(self, answer: PromptResult) -> None:
         """Answer, unless nobody waits for it any more."""
         self.asked.cancelled = True  # also where memory runs out and the batch begins anew, nothing more is decoded for it
         with suppress(InvalidStateError):
@@ -77,7 +77,7 @@ class Job:
             self.future.set_exception(error)
 
 
-class Batches:
+class BatchQueue:
     """A queue of jobs, and one thread that runs them batch by batch.
 
     The oldest job waits up to ``wait_s`` from its arrival for others to go with, unless they are ``rows`` candidates already;
@@ -139,12 +139,12 @@ class Batches:
         with self._changed:
             while self._queue:
                 jobs, full = self._matching()
-                left = jobs[0].arrived + self._wait_s - time.monotonic()
-                if full or left <= 0:
+                remaining = jobs[0].arrived + self._wait_s - time.monotonic()
+                if full or remaining <= 0:
                     self._queue = [job for job in self._queue if job not in jobs]
                     self._running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
                     return self._running
-                self._changed.wait(left)
+                self._changed.wait(remaining)
         return ()
 
     def _matching(self) -> tuple[list[Job], bool]:

@@ -12,8 +12,8 @@ from swift_rm.decoding.decoded_candidate import DecodedCandidate, Step
 from swift_rm.decoding.engine import Engine, PromptState
 from swift_rm.decoding.rank_decoded import candidates_of, decode_text, result_of
 from swift_rm.gateway.local.batching import Job
-from swift_rm.gateway.local.incremental_detokenizer import LiveText, open_ends_of
-from swift_rm.gateway.request.backend import Answer, Delta
+from swift_rm.gateway.local.incremental_detokenizer import IncrementalDetokenizer, unsettled_tokens
+from swift_rm.gateway.request.backend import Delta, PromptResult
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.report.token_view_data import view_candidate
 from swift_rm.sampling.generation import sampling_settings
@@ -34,56 +34,58 @@ def decode_jobs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rm: 
     n, tokens = max(job.rows for job in jobs), max(job.asked.max_new_tokens or 1 for job in jobs)
     settings = sampling_settings(model, 0, n, tokens, jobs[0].sampling.settings())
     running = _Running(tokenizer, rm, jobs)
-    live = running.watch if any(job.told is not None for job in jobs) else None
+    live = running.on_step if any(job.on_delta is not None for job in jobs) else None
     seed = secrets.randbits(56) if jobs[0].seed is None else jobs[0].seed
     asked = [job.asked for job in jobs]
-    Engine(model, tokenizer, rm, settings, CandidatePlan(n, n), None).answer(asked, seed, live, len(jobs), running.left)
+    Engine(model, tokenizer, rm, settings, CandidatePlan(n, n), None).answer(asked, seed, live, len(jobs), running.on_done)
     for job, answer in running.unseen:
         if not job.asked.cancelled:
             job.finish(replace(answer, views=_views(model, tokenizer, rm, job, answer.candidates)))
 
 
 class _Running:
-    """The jobs of a batch while it runs: what has left it, and the text of those that are told live.
+    """The jobs of a batch while it runs: what has left it, and the text of those that stream.
 
     A candidate's index among its job's is by when it was first seen. Where memory runs out, the batch begins anew, with fewer
-    rows: what had left stays, and a job whose text had been told in part fails, since it would go on in another way.
+    rows: what had left stays, and a job that had streamed a part of its text fails, since it would go on in another way.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rm: SwiftRewardModel, jobs: Sequence[Job]) -> None:
         self._tokenizer, self._rm, self._jobs = tokenizer, rm, jobs
-        self._left: list[dict[int, DecodedCandidate]] = [{} for _ in jobs]
+        self._done: list[dict[int, DecodedCandidate]] = [{} for _ in jobs]
         self._live: list[dict[int, _Row]] = [{} for _ in jobs]
-        self._open_ends = open_ends_of(tokenizer) if any(job.told is not None for job in jobs) else frozenset[int]()
-        self.unseen: list[tuple[Job, Answer]] = []  # answers that still lack the view of their tokens
+        self._open_ends = unsettled_tokens(tokenizer) if any(job.on_delta is not None for job in jobs) else frozenset[int]()
+        self.unseen: list[tuple[Job, PromptResult]] = []  # answers that still lack the view of their tokens
 
-    def watch(self, look: Callable[[], Step]) -> None:
-        """Tell the new text of jobs that are told live."""
+    def on_step(self, look: Callable[[], Step]) -> None:
+        """Pass on the new text of jobs that stream."""
         step = look()
         for number, candidate, ids in zip(step.prompts, step.candidates, step.token_ids, strict=True):
             job = self._jobs[number]
-            if job.told is None or job.asked.cancelled or candidate in self._left[number]:
+            if job.on_delta is None or job.asked.cancelled or candidate in self._done[number]:
                 continue
             row = self._row(number, candidate, ids)
             if row is not None and (text := row.text.push(ids)):
-                job.told(Delta(row.index, text, prompt_tokens=len(job.asked.prompt_ids)))
+                job.on_delta(Delta(row.index, text, prompt_tokens=len(job.asked.prompt_ids)))
 
-    def left(self, number: int, candidate: int, decoded: DecodedCandidate) -> None:
+    def on_done(self, number: int, candidate: int, decoded: DecodedCandidate) -> None:
         """Take in a candidate that has left the batch, and answer its job if it was the last."""
-        job, left = self._jobs[number], self._left[number]
-        if job.asked.cancelled or candidate in left:
+        job, done = self._jobs[number], self._done[number]
+        if job.asked.cancelled or candidate in done:
             return
-        left[candidate] = decoded
-        if job.told is not None and (row := self._row(number, candidate, decoded.token_ids)) is not None:
+        done[candidate] = decoded
+        if job.on_delta is not None and (row := self._row(number, candidate, decoded.token_ids)) is not None:
             self._tell_end(job, row, decoded)
-        if len(left) == job.rows and not job.asked.cancelled:
-            self._answer(job, [left[one] for one in sorted(left)])
+        if len(done) == job.rows and not job.asked.cancelled:
+            self._answer(job, [done[one] for one in sorted(done)])
 
     def _row(self, number: int, candidate: int, ids: list[int]) -> _Row | None:
-        """Return a candidate's row, with its tokens of now; None, and its job fails, if others than these have been told."""
+        """Return a candidate's row, with its tokens of now; None, and its job fails, if others than these have been streamed."""
         rows, job = self._live[number], self._jobs[number]
         if candidate not in rows:
-            rows[candidate] = _Row(job.first + len(rows), LiveText(self._tokenizer, job.sampling.stop, self._open_ends))
+            rows[candidate] = _Row(
+                job.first_index + len(rows), IncrementalDetokenizer(self._tokenizer, job.sampling.stop, self._open_ends)
+            )
         row = rows[candidate]
         if ids[: len(row.ids)] != row.ids:
             job.fail(GatewayError(429, "the server ran out of memory while it answered: try again"))
@@ -94,8 +96,8 @@ class _Running:
     def _tell_end(self, job: Job, row: _Row, decoded: DecodedCandidate) -> None:
         text = self._text(job, decoded)
         (candidate,) = candidates_of(self._rm, [decoded], [text])
-        if (end := _as_drawn([candidate])) and job.told is not None:
-            job.told(Delta(row.index, row.text.finish(text), end[0], len(job.asked.prompt_ids)))
+        if (end := _as_drawn([candidate])) and job.on_delta is not None:
+            job.on_delta(Delta(row.index, row.text.finish(text), end[0], len(job.asked.prompt_ids)))
         else:
             job.fail(_no_reward([decoded]))
 
@@ -103,7 +105,7 @@ class _Running:
         texts = [self._text(job, one) for one in decoded]
         tokens = sum(len(one.token_ids) for one in decoded)
         chosen = self._chosen(job, decoded, texts, tokens)
-        answer = Answer(len(job.asked.prompt_ids), tokens, len(decoded), chosen)
+        answer = PromptResult(len(job.asked.prompt_ids), tokens, len(decoded), chosen)
         if not chosen:
             job.fail(_no_reward(decoded))
         elif job.views:
@@ -112,7 +114,7 @@ class _Running:
             job.finish(answer)
 
     def _chosen(self, job: Job, decoded: Sequence[DecodedCandidate], texts: Sequence[str], tokens: int) -> list[Candidate]:
-        """Return the candidates that may be told, in their order; none where that would be less than was asked for."""
+        """Return the candidates that may be returned, in their order; none where that would be less than was asked for."""
         if job.rule is None or not any(one.complete for one in decoded):
             whole = _as_drawn(candidates_of(self._rm, decoded, texts))
             return whole if job.rule is not None or len(whole) == len(decoded) else []
@@ -125,9 +127,9 @@ class _Running:
 
 
 class _Row:
-    """One candidate that is told live: its index among the choices of the request, its tokens so far, its text."""
+    """One candidate whose text streams: its index among the choices of the request, its tokens so far, its text."""
 
-    def __init__(self, index: int, text: LiveText) -> None:
+    def __init__(self, index: int, text: IncrementalDetokenizer) -> None:
         self.index, self.text, self.ids = index, text, list[int]()
 
 

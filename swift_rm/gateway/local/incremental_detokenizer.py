@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class LiveText:
+class IncrementalDetokenizer:
     """The text of one response, token by token; what ``push`` and ``finish`` return is, joined, the response's text.
 
     Held back are half characters, for as long as it takes, and what may be the beginning of a stop string. ``open_ends`` are
-    those of the tokenizer, see :func:`open_ends_of`. Only the latest tokens are turned into text again, after those in front
+    those of the tokenizer, see :func:`unsettled_tokens`. Only the latest tokens are turned into text again, after those in front
     of them, without which some tokenizers drop a space.
     """
 
@@ -57,7 +57,7 @@ class LiveText:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def open_ends_of(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def unsettled_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the tokens after which text may still change: those that show nothing, and those that stand for single bytes.
 
     With tokens <0x00> to <0xFF> some tokenizers write characters that they have no token for. One that is no part of a

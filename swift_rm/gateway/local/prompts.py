@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from swift_rm.gateway.request.errors import refused
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.sampling.generation import DEFAULT_NEW_TOKENS
 from swift_rm.tokens.encoding import check_vocabulary, encode_prompt, vocabulary_size
 
@@ -31,7 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 # Those that may have any value: they change nothing of a text, and every client may send them.
 _UNREAD = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-KNOWN = _UNREAD | set(_NEUTRAL)
+KNOWN_FIELDS = _UNREAD | set(_NEUTRAL)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # What templates, filled with what a user sent, end in: their own complaints, and those of Python about a value's type.
@@ -39,14 +39,14 @@ _FAILURES = (TemplateError, ValueError, TypeError, LookupError, AttributeError, 
 
 
 @dataclass(frozen=True)
-class Read:
+class EncodedPrompt:
     """One prompt as token ids, and how many new tokens each of its candidates may have."""
 
     ids: list[int]
     max_new_tokens: int
 
 
-class Prompts:
+class PromptReader:
     """Reads prompts for one model, with a tokenizer that no other thread uses. ``default`` is the server's own limit of tokens.
 
     Raises GatewayError, status 400, for what cannot be read: a template that refuses the messages, token ids that the model
@@ -59,18 +59,18 @@ class Prompts:
         template = inspect.signature(tokenizer.apply_chat_template).parameters
         self._taken = {name for name, one in template.items() if one.kind is not one.VAR_KEYWORD} | {"messages"}
 
-    def read(self, asking: Asking) -> list[Read]:
+    def read(self, request: CompletionRequest) -> list[EncodedPrompt]:
         """Return the prompts of a request."""
-        if taken := sorted(self._taken & set(asking.template)):
+        if taken := sorted(self._taken & set(request.template)):
             raise refused(f"chat_template_kwargs are for the chat template, and {taken[0]!r} is not", "chat_template_kwargs")
-        return [self._read(prompt, asking) for prompt in asking.prompts]
+        return [self._read(prompt, request) for prompt in request.prompts]
 
-    def _read(self, prompt: Any, asking: Asking) -> Read:
-        param = "messages" if asking.chat else "prompt"
-        if asking.chat and not self._tokenizer.chat_template:
+    def _read(self, prompt: Any, request: CompletionRequest) -> EncodedPrompt:
+        param = "messages" if request.chat else "prompt"
+        if request.chat and not self._tokenizer.chat_template:
             raise refused("this model has no chat template: ask /v1/completions, with a prompt as text", param)
         try:
-            ids = encode_prompt(self._tokenizer, self._messages(prompt) if asking.chat else _whole(prompt), asking.template)
+            ids = encode_prompt(self._tokenizer, self._messages(prompt) if request.chat else _whole(prompt), request.template)
         except _FAILURES as error:
             said = str(error)[:300].encode(errors="replace").decode()
             raise refused(f"the prompt cannot be read: {said}", param) from None
@@ -80,7 +80,7 @@ class Prompts:
             check_vocabulary(vocabulary_size(self._model), ids, "the prompt")
         except ValueError as error:
             raise refused(str(error), param) from None
-        return Read(ids, self._room(len(ids), asking.max_tokens, param))
+        return EncodedPrompt(ids, self._room(len(ids), request.max_tokens, param))
 
     def _room(self, length: int, wanted: int | None, param: str) -> int:
         """Return how many new tokens a candidate may have: by default what the context holds, up to 1,024."""

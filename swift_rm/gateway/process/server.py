@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 import uvicorn
 
 from swift_rm.gateway.app.application import create_app
-from swift_rm.gateway.app.backend_lifecycle import Lifetime
+from swift_rm.gateway.app.backend_lifecycle import BackendLifecycle
 from swift_rm.gateway.http.listening import url
 from swift_rm.gateway.http.logs import log_event
 from swift_rm.gateway.http.metrics import Metrics
 from swift_rm.gateway.process import systemd_notify
 from swift_rm.gateway.request.backend import Backend
-from swift_rm.gateway.request.model_names import listed
+from swift_rm.gateway.request.model_names import listed_models
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import SERVED_RULES
 
@@ -38,23 +38,23 @@ class _Server(uvicorn.Server):
         yield
 
 
-class Process:
+class ServerProcess:
     """One server on one socket. SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reloads the reward model."""
 
     def __init__(
         self, backend: Backend, settings: Settings, metrics: Metrics, listening: socket.socket, token: str | None
     ) -> None:
-        self.lifetime, self.settings, self.metrics, self.listening = Lifetime(backend), settings, metrics, listening
+        self.lifecycle, self.settings, self.metrics, self.listening = BackendLifecycle(backend), settings, metrics, listening
         self.failure: BaseException | None = None
         self._work: Future[Any] | None = None
-        self._told = asyncio.Event()
+        self._reload_asked = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, "loading")
-        app = create_app(self.lifetime, settings, token=token, metrics=metrics)
+        app = create_app(self.lifecycle, settings, token=token, metrics=metrics)
         self.server = _Server(
             uvicorn.Config(
                 app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
                 proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, h11_max_incomplete_event_size=HEADERS,
-                timeout_graceful_shutdown=math.ceil(settings.drain_s) + 1,  # streams; all else ends with the lifetime
+                timeout_graceful_shutdown=math.ceil(settings.drain_s) + 1,  # streams; all else ends with the lifecycle
             )
         )  # fmt: skip
 
@@ -73,7 +73,7 @@ class Process:
         finally:
             life.cancel()
             await asyncio.wait([life])
-            await self.lifetime.close()
+            await self.lifecycle.close()
             self._worker.shutdown(wait=False, cancel_futures=True)
         if self.failure is not None:
             raise self.failure
@@ -82,23 +82,23 @@ class Process:
         """Load, say so, and reload whenever told."""
         address = f"{url(self.settings.host, self.listening.getsockname()[1])}/v1"
         log_event(logging.INFO, "loading", address=address)
-        await self._in_worker(self.lifetime.start)
-        self.lifetime.open()
-        name, rewards = self.lifetime.name, self.lifetime.rewards
+        await self._in_worker(self.lifecycle.start)
+        self.lifecycle.open()
+        name, rewards = self.lifecycle.name, self.lifecycle.rewards
         log_event(
             logging.INFO, "ready", address=address,
-            models=listed(name, self.settings.max_n, rewards), rules=list(SERVED_RULES) if rewards else [],
+            models=listed_models(name, self.settings.max_n, rewards), rules=list(SERVED_RULES) if rewards else [],
         )  # fmt: skip
         systemd_notify.ready()
         while True:
-            await self._told.wait()
-            self._told.clear()
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
             await self._reload()
 
     async def _reload(self) -> None:
         systemd_notify.reloading()
         # Whatever is wrong with the new one, the server goes on with the one it has.
-        done: Any = (await asyncio.gather(self._in_worker(self.lifetime.reload), return_exceptions=True))[0]
+        done: Any = (await asyncio.gather(self._in_worker(self.lifecycle.reload), return_exceptions=True))[0]
         if isinstance(done, BaseException):
             log_event(logging.ERROR, "reload failed", reason=" ".join(str(done).split()) or type(done).__name__)
         else:
@@ -118,7 +118,7 @@ class Process:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for name, handle in (("SIGTERM", self._stop), ("SIGINT", self._stop), ("SIGHUP", self._told.set)):
+        for name, handle in (("SIGTERM", self._stop), ("SIGINT", self._stop), ("SIGHUP", self._reload_asked.set)):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is None:
                 continue
@@ -134,7 +134,7 @@ class Process:
         log_event(logging.INFO, "stopping", drain_s=self.settings.drain_s)
         systemd_notify.stopping()
         self.server.should_exit = True
-        asyncio.get_running_loop().call_later(self.settings.drain_s, self.lifetime.end)
+        asyncio.get_running_loop().call_later(self.settings.drain_s, self.lifecycle.end)
 
 
 def leave(code: int) -> NoReturn:

@@ -31,12 +31,12 @@ def serve(settings: Settings) -> None:
     token = token_of(settings)
     from swift_rm.gateway.http.logs import configure
     from swift_rm.gateway.http.metrics import Metrics
-    from swift_rm.gateway.process.server import Process, leave
+    from swift_rm.gateway.process.server import ServerProcess, leave
 
     with listen(settings.host, settings.port) as listening:
         configure(settings)
         metrics = Metrics()
-        process = Process(backend_of(settings, metrics), settings, metrics, listening, token)
+        process = ServerProcess(backend_of(settings, metrics), settings, metrics, listening, token)
         asyncio.run(process.run())
     if process.busy:
         leave(0)

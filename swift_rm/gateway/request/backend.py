@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.selection.candidates import Candidate, Ended
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PromptResult:
     """One prompt's candidates in the order in which they are returned: the chosen one first; all are complete.
 
     ``drawn`` of them were sampled, for ``completion_tokens``; without a reward model rewards are NaN. ``views`` are the same
@@ -40,7 +40,7 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Forwarded:
+class ForwardedReply:
     """What an upstream replied to a request that passes through: status, type, and the body as it comes.
 
     A body that streams holds the upstream's connection: who reads it calls its ``aclose`` at the end, whatever the end.
@@ -84,14 +84,14 @@ class Backend(Protocol):
     async def health(self) -> str | None:
         """Return why nothing can be answered now, None if it can."""
 
-    def ignored(self, asking: Asking) -> list[str]:
+    def ignored(self, request: CompletionRequest) -> list[str]:
         """Return the names of a request's fields about which nothing is done."""
 
-    async def answer(self, asking: Asking, views: bool = False) -> list[Answer]:
+    async def answer(self, request: CompletionRequest, views: bool = False) -> list[PromptResult]:
         """Answer each prompt of a request."""
 
-    def live(self, asking: Asking) -> AsyncIterator[Delta]:
+    def live(self, request: CompletionRequest) -> AsyncIterator[Delta]:
         """Yield the pieces of a plain request's responses as they are generated."""
 
-    async def forward(self, path: str, body: bytes, stream: bool) -> Forwarded:
+    async def forward(self, path: str, body: bytes, stream: bool) -> ForwardedReply:
         """Pass a request for the plain model on, as it is; ``path`` is "chat/completions" or "completions"."""

@@ -13,22 +13,22 @@ _NAMED = re.compile(r"swift-(?P<rule>[a-z]+(?:-of)?)-(?P<n>[1-9][0-9]{0,5})", re
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RuleChoice:
     """What a model's name chooses: a rule of :mod:`swift_rm.selection.rules` and N, or neither."""
 
     rule: str | None = None
     n: int | None = None
 
 
-def listed(plain: str, most: int, rewards: bool) -> list[str]:
+def listed_models(plain: str, most: int, rewards: bool) -> list[str]:
     """Return the names that a list of models shows: the plain one and, with ``rewards``, examples with at most ``most``."""
     return [plain, *(name for name in EXAMPLES if rewards and int(name.rpartition("-")[2]) <= most)]
 
 
-def chosen_by(name: str, plain: str) -> Chosen:
+def rule_of_name(name: str, plain: str) -> RuleChoice:
     """Return what the name of a model chooses; raise GatewayError, status 404, for one that is not there."""
     if name == plain:
-        return Chosen()
+        return RuleChoice()
     found = _NAMED.fullmatch(name)
     rule = found["rule"].removesuffix("-of") if found else None
     if found is None or rule not in SERVED_RULES or (found["rule"].endswith("-of") and rule != "best"):
@@ -39,4 +39,4 @@ def chosen_by(name: str, plain: str) -> Chosen:
             param="model",
             code="model_not_found",
         )
-    return Chosen(rule, int(found["n"]))
+    return RuleChoice(rule, int(found["n"]))

@@ -9,14 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from swift_rm.gateway.request.errors import GatewayError, refused
-from swift_rm.gateway.request.model_names import Chosen, chosen_by
+from swift_rm.gateway.request.model_names import RuleChoice, rule_of_name
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import DEFAULT_RULE
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What a request may ask for: candidates (N times prompts), new tokens (None: what the model holds), prompt characters."""
 
     n: int = 64
@@ -24,13 +24,13 @@ class Limits:
     prompt_chars: int = 100_000
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
+    def of(cls, settings: Settings) -> RequestLimits:
         """Return the limits that the settings say."""
         return cls(settings.max_n, settings.max_tokens or None, settings.max_prompt_chars)
 
 
 @dataclass(frozen=True)
-class Asking:
+class CompletionRequest:
     """One request: its prompts (messages, text or token ids), and how each is answered.
 
     Each of the ``prompts`` gets ``drawn`` candidates, of which the first ``returned`` are told, in the order of ``rule`` (None:
@@ -58,11 +58,11 @@ class Asking:
     others: Mapping[str, Any] = field(default_factory=dict)
 
 
-def choose_rule(raw: Mapping[str, Any], plain: str) -> Chosen:
+def choose_rule(raw: Mapping[str, Any], plain: str) -> RuleChoice:
     """Return rule and N of a request's JSON, by its model's name or its fields ``best_of`` and ``select``."""
     if not isinstance(raw.get("model"), str):
         raise refused(f"'model' must be a name, {plain!r} say", "model")
-    chosen = chosen_by(raw["model"], plain)
+    chosen = rule_of_name(raw["model"], plain)
     best_of, select = raw.get("best_of"), raw.get("select")
     if chosen.rule is not None:
         if best_of not in (None, chosen.n) or select not in (None, chosen.rule):
@@ -70,10 +70,10 @@ def choose_rule(raw: Mapping[str, Any], plain: str) -> Chosen:
         return chosen
     if best_of is None and select is not None:
         raise refused("'select' chooses among N candidates: say how many with 'best_of'", "select")
-    return Chosen(select or DEFAULT_RULE, best_of) if best_of not in (None, 1) else chosen
+    return RuleChoice(select or DEFAULT_RULE, best_of) if best_of not in (None, 1) else chosen
 
 
-def understand(raw: Mapping[str, Any], chat: bool, plain: str, limits: Limits) -> Asking:
+def parse_request(raw: Mapping[str, Any], chat: bool, plain: str, limits: RequestLimits) -> CompletionRequest:
     """Return what a request's JSON asks for; raise GatewayError with a sentence that helps, status 400 or 404."""
     chosen = choose_rule(raw, plain)
     try:
@@ -98,7 +98,7 @@ def understand(raw: Mapping[str, Any], chat: bool, plain: str, limits: Limits) -
     if chosen.rule is None and asked.abstain_below is not None and asked.stream:
         raise refused("'abstain_below' needs the whole response, which a plain model's stream does not wait for", "abstain_below")
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-    return Asking(
+    return CompletionRequest(
         chat, asked.model, prompts, chosen.rule, drawn, returned, asked.abstain_below,
         1.0 if asked.temperature is None else asked.temperature, 1.0 if asked.top_p is None else asked.top_p,
         asked.top_k and max(0, asked.top_k), tokens or limits.max_tokens, tuple(stops), asked.seed, bool(asked.stream),
@@ -107,7 +107,7 @@ def understand(raw: Mapping[str, Any], chat: bool, plain: str, limits: Limits) -
     )  # fmt: skip
 
 
-def check_limits(prompts: Sequence[Any], drawn: int, tokens: int | None, limits: Limits) -> None:
+def check_limits(prompts: Sequence[Any], drawn: int, tokens: int | None, limits: RequestLimits) -> None:
     """Raise GatewayError, status 400, for more candidates, new tokens or characters than the server allows."""
     if drawn * len(prompts) > limits.n:
         each = f" for each of {len(prompts)} prompts" if len(prompts) > 1 else ""

@@ -38,7 +38,7 @@ class StreamOptions(_Known):
     include_usage: bool | None = None
 
 
-class Asked(_Known):
+class CompletionFields(_Known):
     """What both kinds of requests have in common."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
@@ -62,7 +62,7 @@ class Asked(_Known):
     return_candidates: bool | None = Field(None, description="give all N candidates, in `swift.candidates`")
 
 
-class ChatAsked(Asked):
+class ChatAsked(CompletionFields):
     """A request for /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -70,7 +70,7 @@ class ChatAsked(Asked):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="for the chat template")
 
 
-class TextAsked(Asked):
+class TextAsked(CompletionFields):
     """A request for /v1/completions: one prompt as text or token ids, or a list of such."""
 
     prompt: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]

@@ -78,7 +78,7 @@ class Settings:
         useless = ("name", "revision", "device", "dtype", "threads") if self.upstream else ("any_model",)
         for name in useless:
             if getattr(self, name):
-                where = "is about a model here, and not one of an --upstream" if self.upstream else "goes with --upstream"
+                where = "applies to a local model, not to --upstream" if self.upstream else "goes with --upstream"
                 raise SettingError(name, where)
 
     @property

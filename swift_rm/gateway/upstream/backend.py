@@ -11,16 +11,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from swift_rm.api.endpoint import limit_name
-from swift_rm.api.reply import Answered
-from swift_rm.api.reply_scoring import candidates_of, check_reads
-from swift_rm.gateway.request.backend import Answer, Delta, Forwarded
+from swift_rm.api.reply import ApiResponse
+from swift_rm.api.reply_scoring import check_reward_model, response_candidates
+from swift_rm.gateway.request.backend import Delta, ForwardedReply, PromptResult
 from swift_rm.gateway.request.errors import refused
-from swift_rm.gateway.request.request import Asking
+from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.gateway.upstream.client import UpstreamClient
 from swift_rm.gateway.upstream.faults import UpstreamFault, status_fault
 from swift_rm.gateway.upstream.forwarding import forward, with_limit
-from swift_rm.gateway.upstream.sampler import OURS, Choices, Drawing, Drawn
+from swift_rm.gateway.upstream.sampler import GATEWAY_FIELDS, ChoiceLimit, UpstreamSampler, UpstreamSamples
 from swift_rm.report.token_view_data import CandidateView, TokenView
 from swift_rm.selection.candidates import Candidate, Ended, ranked
 
@@ -44,8 +44,8 @@ class UpstreamBackend:
     def __init__(self, settings: Settings, rm: SwiftRewardModel | None = None) -> None:
         self.name, self.rewards = settings.model, bool(rm or settings.reward_model)
         self._settings, self._rm = settings, rm
-        self._choices = {True: Choices(), False: Choices()}  # of chats, and of text completions
-        self._judge = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._choices = {True: ChoiceLimit(), False: ChoiceLimit()}  # of chats, and of text completions
+        self._ranking_thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._looked: tuple[float, str | None] | None = None
         self._looking = asyncio.Lock()
         self._client: UpstreamClient | None = None
@@ -61,7 +61,7 @@ class UpstreamBackend:
         """Check address and key, and load the reward model; the upstream itself is not asked."""
         self._client = UpstreamClient(self._settings)
         if self._rm is not None:
-            check_reads(self._rm, self.name, self._settings.any_model)
+            check_reward_model(self._rm, self.name, self._settings.any_model)
         elif self._settings.reward_model:
             self._rm = self._loaded()
 
@@ -77,14 +77,14 @@ class UpstreamBackend:
         from swift_rm.reward.reward_model import SwiftRewardModel
 
         rm = SwiftRewardModel.from_pretrained(resolve(self._settings.reward_model))
-        check_reads(rm, self.name, self._settings.any_model)
+        check_reward_model(rm, self.name, self._settings.any_model)
         return rm
 
     async def close(self) -> None:
         """Close the connections."""
         if self._client is not None:
             await self._client.close()
-        self._judge.shutdown(wait=False, cancel_futures=True)
+        self._ranking_thread.shutdown(wait=False, cancel_futures=True)
 
     async def health(self) -> str | None:
         """Return why the upstream cannot be asked, None if it answers; looked up at most every few seconds."""
@@ -102,12 +102,12 @@ class UpstreamBackend:
             return status_fault(reply.status, reply.headers, b"", self.client.where, self.client.key).message
         return None
 
-    def ignored(self, asking: Asking) -> list[str]:
+    def ignored(self, request: CompletionRequest) -> list[str]:
         """Return the names of a request's fields about which nothing is done: those that the gateway asks for itself."""
-        return sorted(name for name in set(asking.others) & OURS if asking.others[name])
+        return sorted(name for name in set(request.others) & GATEWAY_FIELDS if request.others[name])
 
-    async def answer(self, asking: Asking, views: bool = False) -> list[Answer]:
-        """Draw each prompt's candidates and rank them; raise GatewayError where a prompt has none.
+    async def answer(self, request: CompletionRequest, views: bool = False) -> list[PromptResult]:
+        """Sample each prompt's candidates and rank them; raise GatewayError where a prompt has none.
 
         Where some of a prompt's requests fail after all retries, it is answered from what came: "failed" is how it ended.
         """
@@ -115,26 +115,25 @@ class UpstreamBackend:
         if rm is None:
             raise refused("this gateway has no reward model: start it with --reward-model", "model")
         client, deadline = self.client, self.client.deadline()
-        drawings = [
-            Drawing(
-                client, self._choices[asking.chat], self.name, self._settings.retries, asking, number, rm.config.top_logprobs or 0
-            )
-            for number in range(len(asking.prompts))
-        ]  # fmt: skip
+        limit, alternatives = self._choices[request.chat], rm.config.top_logprobs or 0
+        samplers = [
+            UpstreamSampler(client, limit, self.name, self._settings.retries, request, number, alternatives)
+            for number in range(len(request.prompts))
+        ]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one.run(deadline)) for one in drawings]
+            tasks = [group.create_task(one.run(deadline)) for one in samplers]
         drawn = [task.result() for task in tasks]
         for one in drawn:
-            if not one.answers:
+            if not one.responses:
                 raise one.failure or UpstreamFault(f"the upstream {client.where} gave no candidate")
-        judge = partial(_judged, rm, asking, drawn, views)
-        return await asyncio.get_running_loop().run_in_executor(self._judge, judge)
+        ranking = partial(_ranked, rm, request, drawn, views)
+        return await asyncio.get_running_loop().run_in_executor(self._ranking_thread, ranking)
 
-    def live(self, asking: Asking) -> AsyncIterator[Delta]:
+    def live(self, request: CompletionRequest) -> AsyncIterator[Delta]:
         """Raise RuntimeError: what is plain passes through."""
         raise RuntimeError("an upstream's plain responses pass through, and are not made here")
 
-    async def forward(self, path: str, body: bytes, stream: bool) -> Forwarded:
+    async def forward(self, path: str, body: bytes, stream: bool) -> ForwardedReply:
         """Pass a request on as it is; only a limit of new tokens is added, if the gateway has one and the request none."""
         if self._settings.max_tokens:
             name = limit_name(self.client.where) if path.startswith("chat") else "max_tokens"
@@ -142,32 +141,32 @@ class UpstreamBackend:
         return await forward(self.client, path, body, stream)
 
 
-def _judged(rm: SwiftRewardModel, asking: Asking, drawn: list[Drawn], views: bool) -> list[Answer]:
-    return [answer_of(rm, asking, one, views) for one in drawn]
+def _ranked(rm: SwiftRewardModel, request: CompletionRequest, drawn: list[UpstreamSamples], views: bool) -> list[PromptResult]:
+    return [result_of_samples(rm, request, one, views) for one in drawn]
 
 
-def answer_of(rm: SwiftRewardModel, asking: Asking, drawn: Drawn, views: bool) -> Answer:
+def result_of_samples(rm: SwiftRewardModel, request: CompletionRequest, drawn: UpstreamSamples, views: bool) -> PromptResult:
     """Return the answer to one prompt; a response without a token is an empty one without a reward, and comes last."""
-    answers = [answer for _, answer in sorted(drawn.answers.items())]
-    candidates = candidates_of(rm, answers)
+    responses = [response for _, response in sorted(drawn.responses.items())]
+    candidates = response_candidates(rm, responses)
     order = list(range(len(candidates)))
-    ended: Ended = "all" if len(answers) == asking.drawn else "failed"
-    if asking.rule is not None and any(one.complete for one in candidates):
-        result = ranked(None, candidates, asking.rule, drawn.completion_tokens, 0, ended)
+    ended: Ended = "all" if len(responses) == request.drawn else "failed"
+    if request.rule is not None and any(one.complete for one in candidates):
+        result = ranked(None, candidates, request.rule, drawn.completion_tokens, 0, ended)
         place = {id(one): i for i, one in enumerate(candidates)}
         order = [place[id(one)] for one in (result.best, *(one for one in result.candidates if one is not result.best))]
-    told = [replace(candidates[i], finish_reason=answers[i].finish_reason) for i in order]  # with a reward or without
-    shown = views_of(rm, [answers[i] for i in order], told) if views else ()
-    return Answer(drawn.prompt_tokens, drawn.completion_tokens, len(answers), told, ended, shown)
+    told = [replace(candidates[i], finish_reason=responses[i].finish_reason) for i in order]  # with a reward or without
+    shown = views_of(rm, [responses[i] for i in order], told) if views else ()
+    return PromptResult(drawn.prompt_tokens, drawn.completion_tokens, len(responses), told, ended, shown)
 
 
-def views_of(rm: SwiftRewardModel, answers: Sequence[Answered], candidates: Sequence[Candidate]) -> list[CandidateView]:
+def views_of(rm: SwiftRewardModel, responses: Sequence[ApiResponse], candidates: Sequence[Candidate]) -> list[CandidateView]:
     """Return responses with the gate and reward of each of their tokens."""
     import torch
 
     from swift_rm.reward.logprob_features import features_of
 
-    read = [answer.logprobs for answer in answers if answer.logprobs.chosen]
+    read = [response.logprobs for response in responses if response.logprobs.chosen]
     gates: list[float] = []
     rewards: list[float] = []
     if read:
@@ -178,8 +177,8 @@ def views_of(rm: SwiftRewardModel, answers: Sequence[Answered], candidates: Sequ
     numbers = iter(zip(gates, rewards, strict=True))
     return [
         CandidateView(
-            [TokenView(piece, None, *next(numbers)) for piece in answer.pieces], one.reward, one.probability, one.answer,
+            [TokenView(piece, None, *next(numbers)) for piece in response.pieces], one.reward, one.probability, one.answer,
             finish_reason=one.finish_reason, flag=one.flag,
         )
-        for answer, one in zip(answers, candidates, strict=True)
+        for response, one in zip(responses, candidates, strict=True)
     ]  # fmt: skip

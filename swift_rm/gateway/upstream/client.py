@@ -13,7 +13,7 @@ import httpx2
 from swift_rm.api.client import LARGEST_ERROR, LARGEST_REPLY
 from swift_rm.api.keys import ApiKey, check_address, host_of, is_loopback, without_secrets
 from swift_rm.gateway.request.settings import Settings
-from swift_rm.gateway.upstream.faults import UpstreamFault, not_json, too_late, transport_fault
+from swift_rm.gateway.upstream.faults import UpstreamFault, too_late, transport_fault, unreadable_reply
 
 CONNECT_S = 5.0
 IDLE_S = 2.0  # a connection is kept open: less than servers keep theirs, so that none is used as it is closed there
@@ -28,7 +28,7 @@ class Deadline:
 
 
 @dataclass(frozen=True)
-class Reply:
+class UpstreamReply:
     """A whole reply; ``headers`` have lower-case names."""
 
     status: int
@@ -124,21 +124,21 @@ class UpstreamClient:
                 return
             yield piece
 
-    async def read(self, response: httpx2.Response, deadline: Deadline) -> Reply:
+    async def read(self, response: httpx2.Response, deadline: Deadline) -> UpstreamReply:
         """Return a reply whole; raise UpstreamFault where it is too long, too."""
         most, body = LARGEST_REPLY if response.status_code < 300 else LARGEST_ERROR, bytearray()
         async for piece in self.pieces(response, deadline):
             body += piece
             if len(body) > most:
                 raise UpstreamFault(f"the upstream {self.where} sent a reply too long to be read")
-        return Reply(response.status_code, response.headers, bytes(body))
+        return UpstreamReply(response.status_code, response.headers, bytes(body))
 
-    async def post(self, path: str, body: bytes, deadline: Deadline) -> Reply:
+    async def post(self, path: str, body: bytes, deadline: Deadline) -> UpstreamReply:
         """Send a body and return the whole reply, whatever its status."""
         async with self.asked(path, body, deadline) as response:
             return await self.read(response, deadline)
 
-    async def get(self, path: str, timeout_s: float) -> Reply:
+    async def get(self, path: str, timeout_s: float) -> UpstreamReply:
         """Ask for something small, past the requests that wait."""
         deadline = self.deadline(timeout_s)
         async with self._response("GET", path, None, deadline) as response:
@@ -172,16 +172,16 @@ class UpstreamClient:
         told = headers.get("content-type", "")
         return told if told.isascii() and not self.key.partly_in(told) else usual
 
-    def checked(self, reply: Reply) -> object:
+    def checked(self, reply: UpstreamReply) -> object:
         """Return the JSON of a success; raise UpstreamFault where it is none, or where the key is in it."""
         if self.key.wholly_in(reply.body.decode("utf-8", "replace")):
             raise UpstreamFault(f"the upstream {self.where} sends the gateway's key back in its replies")
         if (kind := media_type(reply.headers)) != "application/json":
-            raise not_json(self.where, f"the content type {self.key.shown(kind)!r} instead of JSON")
+            raise unreadable_reply(self.where, f"the content type {self.key.shown(kind)!r} instead of JSON")
         try:
             found: object = json.loads(reply.body)
         except (ValueError, RecursionError):
-            raise not_json(self.where, "a reply that is not JSON") from None
+            raise unreadable_reply(self.where, "a reply that is not JSON") from None
         return found
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import httpx2
 
-from swift_rm.api.failures import AGAIN, words_of
+from swift_rm.api.failures import RETRIED_STATUSES, error_words
 from swift_rm.api.keys import ApiKey
-from swift_rm.api.retry_delay import told_to_wait
+from swift_rm.api.retry_delay import retry_after_s
 from swift_rm.gateway.request.errors import GatewayError
 
 _PASSED_ON = ("retry-after", "retry-after-ms")  # headers of a reply that clients get, too
@@ -50,7 +50,7 @@ def too_late(where: str, timeout_s: float) -> UpstreamFault:
     return UpstreamFault(f"the upstream {where} did not answer within {timeout_s:g} s", 504, code="timeout")
 
 
-def not_json(where: str, what: str) -> UpstreamFault:
+def unreadable_reply(where: str, what: str) -> UpstreamFault:
     """Return what a reply that cannot be read means."""
     return UpstreamFault(f"the upstream {where} sent {what}", again=True)
 
@@ -65,27 +65,27 @@ def status_fault(status: int, headers: Mapping[str, str], body: bytes, where: st
         return UpstreamFault(f"the proxy in front of the upstream {where} refuses the gateway: HTTP status 407")
     if status < 400:  # not followed: prompts would go to a host that nobody named
         return UpstreamFault(f"the upstream {where} redirects to another address (HTTP status {status}), which is not followed")
-    words = key.shown(words_of(parsed(body)))
+    words = key.shown(error_words(json_or_none(body)))
     said = f"HTTP status {status}" + (f": {words!r}" if words else "")
     if status == 429:
         again = headers.get("x-should-retry") != "false"
         return UpstreamFault(
-            f"the upstream {where} is asked for too much: {said}", 429, again=again, wait_s=told_to_wait(headers),
-            headers=passed_on(headers),
+            f"the upstream {where} is asked for too much: {said}", 429, again=again, wait_s=retry_after_s(headers),
+            headers=retry_headers(headers),
         )  # fmt: skip
-    if status in AGAIN or status >= 500:
-        return UpstreamFault(f"the upstream {where} failed: {said}", again=True, wait_s=told_to_wait(headers))
+    if status in RETRIED_STATUSES or status >= 500:
+        return UpstreamFault(f"the upstream {where} failed: {said}", again=True, wait_s=retry_after_s(headers))
     if status in (404, 405):
         return UpstreamFault(f"the upstream {where} has no such model or route: {said}; does its address end in /v1?")
     return UpstreamFault(f"the upstream {where} does not accept the request: {said}", status)
 
 
-def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+def retry_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a reply that clients get, too: those that say how long to wait, and nothing else."""
-    return {name: headers[name] for name in _PASSED_ON if told_to_wait({name: headers.get(name, "")}) is not None}
+    return {name: headers[name] for name in _PASSED_ON if retry_after_s({name: headers.get(name, "")}) is not None}
 
 
-def parsed(body: bytes) -> object:
+def json_or_none(body: bytes) -> object:
     """Return the JSON of a body, None where it is none."""
     try:
         found: object = json.loads(body)

@@ -9,15 +9,15 @@ from typing import cast
 
 import httpx2
 
-from swift_rm.gateway.request.backend import Forwarded
-from swift_rm.gateway.upstream.client import Deadline, Reply, UpstreamClient, media_type
-from swift_rm.gateway.upstream.faults import UpstreamFault, not_json, parsed, passed_on, status_fault
+from swift_rm.gateway.request.backend import ForwardedReply
+from swift_rm.gateway.upstream.client import Deadline, UpstreamClient, UpstreamReply, media_type
+from swift_rm.gateway.upstream.faults import UpstreamFault, json_or_none, retry_headers, status_fault, unreadable_reply
 
 JSON, EVENT_STREAM = "application/json", "text/event-stream"
 LARGEST_EVENT = 2**24  # bytes of a stream without an end of an event
 
 
-async def forward(client: UpstreamClient, path: str, body: bytes, stream: bool) -> Forwarded:
+async def forward(client: UpstreamClient, path: str, body: bytes, stream: bool) -> ForwardedReply:
     """Send a body on and return the reply; a stream's from its first events on.
 
     Statuses 400 to 499 are the client's own and pass through, but 401 and 403, which are about the gateway's key. Raises
@@ -30,27 +30,27 @@ async def forward(client: UpstreamClient, path: str, body: bytes, stream: bool) 
     pieces = _streamed(client, path, body, deadline)
     head = await anext(pieces)
     if isinstance(head, str):
-        return Forwarded(200, head, cast(AsyncGenerator[bytes, None], pieces))
+        return ForwardedReply(200, head, cast(AsyncGenerator[bytes, None], pieces))
     await pieces.aclose()
-    return _passed(client, cast(Reply, head))
+    return _passed(client, cast(UpstreamReply, head))
 
 
-def _passed(client: UpstreamClient, reply: Reply) -> Forwarded:
+def _passed(client: UpstreamClient, reply: UpstreamReply) -> ForwardedReply:
     """Return a whole reply as it is passed on."""
     status = reply.status
     if 200 <= status < 300:
         client.checked(reply)
-        return Forwarded(status, client.content_type(reply.headers, JSON), reply.body)
+        return ForwardedReply(status, client.content_type(reply.headers, JSON), reply.body)
     text = reply.body.decode("utf-8", "replace")
-    told = 400 <= status < 500 and status not in (401, 403, 407) and isinstance(parsed(reply.body), dict)
+    told = 400 <= status < 500 and status not in (401, 403, 407) and isinstance(json_or_none(reply.body), dict)
     if not told or client.key.partly_in(text):
         raise status_fault(status, reply.headers, reply.body, client.where, client.key)
-    return Forwarded(status, client.content_type(reply.headers, JSON), reply.body, passed_on(reply.headers))
+    return ForwardedReply(status, client.content_type(reply.headers, JSON), reply.body, retry_headers(reply.headers))
 
 
 async def _streamed(
     client: UpstreamClient, path: str, body: bytes, deadline: Deadline
-) -> AsyncGenerator[str | bytes | Reply, None]:
+) -> AsyncGenerator[str | bytes | UpstreamReply, None]:
     """Yield the content type of a stream, then its bytes, whole events at a time; or a whole reply, if it is no stream.
 
     It is begun when the connection is open, so that closing it at any time closes the connection.
@@ -61,7 +61,7 @@ async def _streamed(
             return
         if media_type(response.headers) != EVENT_STREAM:
             shown = client.key.shown(media_type(response.headers))
-            raise not_json(client.where, f"the content type {shown!r} instead of a stream of events")
+            raise unreadable_reply(client.where, f"the content type {shown!r} instead of a stream of events")
         yield client.content_type(response.headers, EVENT_STREAM)
         async with aclosing(_events(client, response)) as events:
             async for event in events:
@@ -95,7 +95,7 @@ def _without_key(client: UpstreamClient, events: bytes) -> bytes:
 
 def with_limit(body: bytes, most: int, name: str) -> bytes:
     """Return a request's JSON with a limit of new tokens called ``name`` if it has none."""
-    asked = parsed(body)
+    asked = json_or_none(body)
     if not isinstance(asked, dict) or any(asked.get(key) is not None for key in ("max_tokens", "max_completion_tokens")):
         return body
     return json.dumps({**asked, name: most}).encode()

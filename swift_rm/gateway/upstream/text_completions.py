@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from swift_rm.api.failures import Malformed
+from swift_rm.api.failures import RetryableFault
 
 _PART = "\ufffd"  # what servers write for a part of a character: of several tokens with this text one alternative is left
 
 
-def asking_text(alternatives: int) -> dict[str, Any]:
+def text_logprob_fields(alternatives: int) -> dict[str, Any]:
     """Return what asks a text completion for log-probabilities."""
     return {"logprobs": alternatives}
 
@@ -21,7 +21,7 @@ def as_chat(body: Any, alternatives: int) -> Any:
     """Return a text completion's JSON with its choices as those of a chat; what has no choices is returned as it is.
 
     Log-probabilities come as OpenAI's legacy lists (``tokens``, ``token_logprobs``, ``top_logprobs``, vLLM's too) or, from
-    llama.cpp, as in a chat. Raises Malformed for legacy lists that are none.
+    llama.cpp, as in a chat. Raises RetryableFault for legacy lists that are none.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list):
@@ -44,7 +44,7 @@ def _entries(legacy: Mapping[str, Any], alternatives: int) -> list[dict[str, Any
     lists: list[Any] = [legacy.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
     tokens, chosen, top = *lists[:2], lists[2] or []
     if not all(isinstance(one, list) for one in (tokens, chosen, top)) or len(tokens) != len(chosen) or len(top) > len(tokens):
-        raise Malformed("a choice whose log-probabilities are no lists of tokens")
+        raise RetryableFault("a choice whose log-probabilities are no lists of tokens")
     return [
         {"token": token, "logprob": value, "top_logprobs": _alternatives(others or {}, alternatives)}
         for token, value, others in zip_longest(tokens, chosen, top)
