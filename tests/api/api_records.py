@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from swift_rm.models.load import load_language_model
-from swift_rm.records.rollouts import Rollout
+from swift_rm.records.rollouts import Rollout, read_rollouts
 from swift_rm.reward.logprobs import TokenLogprobs, logprobs_of
 from swift_rm.sampling.sample import sample
 from swift_rm.tasks.homework import HomeworkTask
@@ -42,3 +42,7 @@ def sampled_records(questions: int, n: int, top: int, seed: int = 0) -> tuple[An
     task = HomeworkTask("reward", "easy")
     rollouts = sample(model, tokenizer, task.questions(questions, seed=seed), n, grade=task.grade, batch_size=100, seed=seed)
     return (model, tokenizer), rollouts, as_api(model, rollouts, top)
+
+
+def keys(path):
+    return [(one.question_id, one.extra["sample"]) for one in read_rollouts(path)]

@@ -6,38 +6,14 @@ import traceback
 from collections import Counter
 
 import pytest
-import torch
 
-from swift_rm import ApiBestOfN, SwiftConfig, SwiftRewardModel
+from swift_rm import SwiftConfig, SwiftRewardModel
 from swift_rm.api.failures import ApiFailure
 from swift_rm.reward.logprob_features import response_features
 from swift_rm.reward.logprobs import TokenLogprobs, packed_logprobs
 from swift_rm.selection.rules import select
 from tests.api.api_server import KEY, MODEL, answer, choice, choices, drawn, leaks, raw, slow, status
-
-PROMPTS = ["1 + 1", [{"role": "user", "content": "1 + 2"}], "1 + 3"]
-
-
-def reward_model(top=3, base_model=MODEL, heads=1):
-    torch.manual_seed(top)
-    rm = SwiftRewardModel(SwiftConfig.of_top_logprobs(top, base_model=base_model, heads=heads))
-    torch.nn.init.normal_(rm.head.weight)
-    return rm
-
-
-def best(api, rm=None, **options):
-    made = ApiBestOfN(MODEL, rm or reward_model(), api.url, **{"n": 4, "retries": 1, "answer": answer_of, **options})
-    made.endpoint.longest_wait_s = 0.01
-    return made
-
-
-def answer_of(text):
-    return text.rpartition("= ")[2] or None
-
-
-def work(api):
-    """The requests but the probe."""
-    return api.requests[1:]
+from tests.api.best_of_n_runs import PROMPTS, answer_of, best, fails_on, reward_model, work
 
 
 def test_candidates_are_ranked_by_the_rewards_of_their_log_probabilities(api):
@@ -159,14 +135,6 @@ def test_what_the_probe_finds_out_before_anything_is_asked(api, server, kind, sa
     assert len(api.requests) <= 4
     whole = "".join(traceback.format_exception(error.value))
     assert not leaks(whole) and "\n" not in str(error.value)
-
-
-def fails_on(words, fault=None):
-    def server(handler, request):
-        mine = any(words in message["content"] for message in request["messages"])
-        ((fault or status(500, "oh no")) if mine else answer())(handler, request)
-
-    return server
 
 
 def test_other_questions_results_come_with_the_failure(api):

@@ -13,6 +13,7 @@ from swift_rm.api.sampling import sample_api
 from swift_rm.cli.main import main
 from swift_rm.records.rollouts import read_rollouts
 from swift_rm.tasks.task import Grade, Question
+from tests.api.api_records import keys
 from tests.api.api_server import KEY, MODEL, answer, choice, choices, cut, drawn, leaks, raw, status
 
 QUESTIONS = [Question(f"q{i}", [{"role": "user", "content": f"1 + {i}"}], str(i % 3)) for i in range(6)]
@@ -27,10 +28,6 @@ def sample(api, out, questions=QUESTIONS, n=4, model=MODEL, **options):
     limits = {name: options.pop(name) for name in ("concurrency", "retries", "extra_body") if name in options}
     endpoint = Endpoint(model, api.url, **{"retries": 1, "longest_wait_s": 0.01, "timeout_s": 2.0, **limits})
     return [one for made in sample_api(endpoint, questions, n, out, grade=grade, top_logprobs=5, **options) for one in made]
-
-
-def keys(path):
-    return [(one.question_id, one.extra["sample"]) for one in read_rollouts(path)]
 
 
 ALL = [(question.question_id, i) for question in QUESTIONS for i in range(4)]

@@ -12,9 +12,7 @@ from swift_rm.models.load import resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
 from tests.decoding.test_engine import Forwards
 from tests.decoding.test_sources import CONFIGS, END, reader
-from tests.gateway.test_local import answers, ask, endless, refusal, serving, tiny
-
-__all__ = ["endless", "tiny"]
+from tests.gateway.local_gateway import answers, ask, refusal, serving
 
 
 async def heard(backend, asking):

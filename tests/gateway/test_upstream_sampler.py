@@ -18,7 +18,7 @@ from swift_rm.gateway.upstream.backend import UpstreamBackend
 from swift_rm.gateway.upstream.text_completions import as_chat
 from swift_rm.selection.rules import select
 from tests.api.api_server import KEY, MODEL, Left, answer, choice, choices, cut, drawn, leaks, raw, slow, status, text_choice
-from tests.api.test_best_of_n import reward_model
+from tests.api.best_of_n_runs import reward_model
 
 MESSAGES = [{"role": "user", "content": "1 + 1"}]
 
