@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from swift_rm.gateway.local.backend import LocalBackend
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.gateway.request.settings import Settings
 
 SETTINGS = Settings(model="tiny-reasoner", reward_model="tiny-reasoner-reward")

@@ -6,8 +6,8 @@ import torch
 
 from swift_rm import best_of_n, score
 from swift_rm.gateway.local.backend import LocalBackend
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import CompletionRequest
 from tests.capture.test_streaming import make_rm
 from tests.decoding.test_engine import Forwards
 from tests.gateway.local_gateway import SETTINGS, answers, ask, message, refusal, serving

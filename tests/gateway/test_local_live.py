@@ -6,8 +6,8 @@ import logging
 import pytest
 import torch
 
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.models.load import resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
 from tests.decoding.test_engine import Forwards

@@ -10,8 +10,8 @@ import pytest
 
 from swift_rm.api.reply import read_reply
 from swift_rm.api.reply_scoring import response_candidates
+from swift_rm.gateway.request.completion_request import RequestLimits, parse_request
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import RequestLimits, parse_request
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.gateway.upstream import sampler
 from swift_rm.gateway.upstream.backend import UpstreamBackend

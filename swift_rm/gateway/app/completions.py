@@ -28,9 +28,9 @@ from swift_rm.gateway.http.responses import (
     send_stream,
 )
 from swift_rm.gateway.request.backend import Backend, PromptResult
+from swift_rm.gateway.request.completion_request import CompletionRequest, RequestLimits, check_limits, choose_rule, parse_request
 from swift_rm.gateway.request.errors import GatewayError, refused
 from swift_rm.gateway.request.model_names import SERVED_RULES
-from swift_rm.gateway.request.request import CompletionRequest, RequestLimits, check_limits, choose_rule, parse_request
 from swift_rm.gateway.request.settings import Settings
 
 PATIENCE_S = 5.0  # between signs of life, while the candidates of a stream are drawn
