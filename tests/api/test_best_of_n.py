@@ -13,7 +13,7 @@ from swift_rm.reward.logprob_features import response_features
 from swift_rm.reward.logprobs import TokenLogprobs, packed_logprobs
 from swift_rm.selection.rules import select
 from tests.api.api_server import KEY, MODEL, answer, choice, choices, drawn, leaks, raw, slow, status
-from tests.api.best_of_choices import PROMPTS, answer_of, best, fails_on, reward_model, work
+from tests.api.best_of_n_runs import PROMPTS, answer_of, best, fails_on, reward_model, work
 
 
 def test_candidates_are_ranked_by_the_rewards_of_their_log_probabilities(api):

@@ -17,7 +17,7 @@ from swift_rm.api.sampling import sample_api
 from swift_rm.files.jsonl_appender import LineAppender
 from tests.api.api_records import keys
 from tests.api.api_server import KEY, MODEL, answer, choice, choices, completion, fake_api, leaks, raw, send, status
-from tests.api.best_of_choices import PROMPTS, best, fails_on, work
+from tests.api.best_of_n_runs import PROMPTS, best, fails_on, work
 
 ASKED = [{"role": "user", "content": "1 + 1"}]
 

@@ -5,7 +5,7 @@ import torch
 
 from swift_rm.cli.main import main
 from tests.api.api_server import KEY, answer, leaks, status
-from tests.api.best_of_choices import fails_on, reward_model
+from tests.api.best_of_n_runs import fails_on, reward_model
 
 QUESTIONS = ["1 + 1", "1 + 2", "1 + 3"]
 

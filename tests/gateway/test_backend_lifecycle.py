@@ -6,8 +6,8 @@ import pytest
 
 from swift_rm.gateway.app.backend_lifecycle import BackendLifecycle
 from swift_rm.gateway.request.backend import Delta
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import CompletionRequest
 from tests.gateway.stub import Stub
 
 ASKING = CompletionRequest(True, "stub", [[{"role": "user", "content": "x"}]])

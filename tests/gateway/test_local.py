@@ -1,5 +1,4 @@
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -7,63 +6,13 @@ import torch
 
 from swift_rm import best_of_n, score
 from swift_rm.gateway.local.backend import LocalBackend
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import CompletionRequest
-from swift_rm.gateway.request.settings import Settings
-from swift_rm.models.load import load_language_model, resolve
-from swift_rm.reward.reward_model import SwiftRewardModel
 from tests.decoding.engines import Forwards
+from tests.gateway.local_gateway import SETTINGS, answers, ask, message, refusal, serving
 from tests.reward_models import make_rm
 
-SETTINGS = Settings(model="tiny-reasoner", reward_model="tiny-reasoner-reward")
 QUESTIONS = ["27+15", "31-14+22", "5+5", "90+80-3", "1+2+3+4"]
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    model, tokenizer = load_language_model("tiny-reasoner", progress=False)
-    return model, tokenizer, SwiftRewardModel.from_pretrained(resolve("tiny-reasoner-reward"))
-
-
-@pytest.fixture
-def endless(llama, tokenizer, monkeypatch):
-    """A model that never ends by itself."""
-    monkeypatch.setattr(llama.generation_config, "eos_token_id", None)
-    return llama, tokenizer, make_rm()
-
-
-@asynccontextmanager
-async def serving(loaded, batches=None, **settings):
-    backend = LocalBackend(replace(SETTINGS, **settings), loaded, lambda *told: None if batches is None else batches.append(told))
-    backend.start()
-    try:
-        yield backend
-    finally:
-        await backend.close()
-
-
-def message(text):
-    return [{"role": "user", "content": text}]
-
-
-def ask(text="27+15", rule=None, n=1, **fields):
-    return CompletionRequest(True, "m", [message(text)], rule, n, fields.pop("returned", 1 if rule else n), **fields)
-
-
-def answers(loaded, *askings, batches=None, views=False, **settings):
-    """Return what requests that come at once are answered."""
-
-    async def run():
-        async with serving(loaded, batches, **settings) as backend:
-            return await asyncio.gather(*(backend.answer(one, views) for one in askings))
-
-    return asyncio.run(run())
-
-
-def refusal(loaded, asking, **settings):
-    with pytest.raises(GatewayError) as caught:
-        answers(loaded, asking, **settings)
-    return caught.value
 
 
 @pytest.mark.parametrize("rule", ["shrunk", "best", "vote"])

@@ -6,16 +6,14 @@ import logging
 import pytest
 import torch
 
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.models.load import resolve
 from swift_rm.reward.reward_model import SwiftRewardModel
 from tests.decoding.engines import Forwards
-from tests.gateway.test_local import answers, ask, endless, refusal, serving, tiny
+from tests.gateway.local_gateway import answers, ask, refusal, serving
 from tests.generate_calls import END
 from tests.reward_models import LOGPROB_CONFIGS, make_reader
-
-__all__ = ["endless", "tiny"]
 
 
 async def heard(backend, asking):

@@ -4,8 +4,8 @@ import re
 import pytest
 
 from swift_rm.gateway.local.prompts import PromptReader, refuse_unsupported
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import CompletionRequest
 
 USER = {"role": "user", "content": "27+15"}
 STRICT = (

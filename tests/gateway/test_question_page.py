@@ -5,7 +5,6 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from html import unescape
 
 import pytest
 
@@ -14,21 +13,12 @@ from swift_rm.gateway.app.question_html import PAGE_POLICY, RULE_TEXTS
 from swift_rm.gateway.request.errors import GatewayError
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import SERVED_RULES
+from tests.gateway.page_visits import visit, words
 from tests.gateway.running_gateway import serving
 from tests.gateway.stub import Stub
 from tests.report.pages import HOSTILE, UNSEEN, Page, read_png
 
 CANDIDATES = (("the second is 42", "42", 2.5, 0.924), ("41 it is", "41", -0.25, 0.44))
-
-
-def visit(address, form=None, headers=None):
-    """Return status, headers and the page; ``form`` None asks for the empty one."""
-    body = None if form is None else urllib.parse.urlencode(form).encode() if isinstance(form, dict) else form
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, body, headers or {}), timeout=20) as reply:
-            return reply.status, reply.headers, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +42,6 @@ def fields(html):
         elif tag == "option" and "selected" in attributes:
             found["rule"] = attributes["value"]
     return {**found, "question": Page(html).texts.get("textarea", ["\n"])[0].removeprefix("\n")}
-
-
-def words(html):
-    return " ".join(unescape(re.sub("<[^>]+>", " ", html.split("<main")[1])).split())
 
 
 def test_the_empty_form_is_labelled_and_has_its_limits(address):

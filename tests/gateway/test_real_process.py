@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from swift_rm.models.load import ASSETS, TINY, TINY_2, TINY_REWARD
-from tests.gateway.test_question_page import visit, words
-from tests.gateway.test_serving import get, started
+from tests.gateway.page_visits import visit, words
+from tests.gateway.served_process import get, started
 
 PROGRAM = ("-m", "swift_rm.cli", "serve", "--model", TINY, "--reward-model")
 

@@ -11,9 +11,9 @@ import pytest
 from swift_rm.gateway.upstream import backend as upstream
 from swift_rm.gateway.upstream.backend import UpstreamBackend
 from tests.api.api_server import KEY, MODEL, Left, cut, drawn, fake_api, leaks, status, streamed
-from tests.api.best_of_choices import reward_model
+from tests.api.best_of_n_runs import reward_model
 from tests.gateway.running_gateway import serving
-from tests.gateway.test_upstream import CHAT, fault, settings
+from tests.gateway.upstream_requests import CHAT, fault, settings
 
 
 def test_health_says_why_nothing_can_be_answered(api, monkeypatch):

@@ -36,9 +36,9 @@ from swift_rm.gateway.http.openapi import (
 from swift_rm.gateway.http.request_log import App, RequestLog, Scope, Send, record_of
 from swift_rm.gateway.http.responses import error_reply, json_reply, to_gateway_error
 from swift_rm.gateway.request.backend import Backend
+from swift_rm.gateway.request.completion_request import RequestLimits
 from swift_rm.gateway.request.errors import LATER, GatewayError, ending
 from swift_rm.gateway.request.model_names import listed_models, rule_of_name
-from swift_rm.gateway.request.request import RequestLimits
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 from swift_rm.gateway.request.settings import Settings
 

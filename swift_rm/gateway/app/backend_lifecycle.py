@@ -1,4 +1,4 @@
-"""A backend within the life of its process: not there before it is loaded, and ending what is under way after the drain."""
+"""Wrap a backend for the life of its process: 503 until it is loaded, and 503 for what is under way after the drain."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from swift_rm.gateway.http.responses import closing_iterator
 from swift_rm.gateway.request.backend import Backend, Delta, ForwardedReply, PromptResult
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import LATER, GatewayError, ending
-from swift_rm.gateway.request.request import CompletionRequest
 
 STARTING = "starting"
 

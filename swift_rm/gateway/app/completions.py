@@ -28,8 +28,8 @@ from swift_rm.gateway.http.responses import (
     send_stream,
 )
 from swift_rm.gateway.request.backend import Backend, PromptResult
+from swift_rm.gateway.request.completion_request import CompletionRequest, RequestLimits, check_limits, choose_rule, parse_request
 from swift_rm.gateway.request.errors import GatewayError, refused
-from swift_rm.gateway.request.request import CompletionRequest, RequestLimits, check_limits, choose_rule, parse_request
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.selection.rule_table import SERVED_RULES
 

@@ -1,4 +1,4 @@
-"""The page at /: people ask a question and see the candidates, token by token."""
+"""Serve the page at /: people ask a question and see the candidates, token by token."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from swift_rm.gateway.http.disconnects import run_while_connected
 from swift_rm.gateway.http.replies import ABSTAINED, Replies
 from swift_rm.gateway.http.request_log import PLAIN, record_of
 from swift_rm.gateway.request.backend import PromptResult
+from swift_rm.gateway.request.completion_request import parse_request
 from swift_rm.gateway.request.errors import GatewayError, refused
-from swift_rm.gateway.request.request import parse_request
 from swift_rm.reward.identity import short_name
 from swift_rm.selection.rule_table import DEFAULT_RULE
 

@@ -1,4 +1,4 @@
-"""Work that ends when its client leaves: nobody would read what comes of it."""
+"""Cancel the work for a request whose client has disconnected, or whose time is over."""
 
 from __future__ import annotations
 

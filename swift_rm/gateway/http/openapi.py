@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
-from swift_rm.gateway.request.request import RequestLimits
+from swift_rm.gateway.request.completion_request import RequestLimits
 from swift_rm.gateway.request.request_models import ChatAsked, TextAsked
 
 ASKED = (ChatAsked, TextAsked)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from swift_rm.gateway.request.backend import Delta, PromptResult
-from swift_rm.gateway.request.request import CompletionRequest
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.selection.candidates import Candidate
 
 ABSTAINED = "abstained"  # the finish reason where no candidate is good enough

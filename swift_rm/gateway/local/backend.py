@@ -20,8 +20,8 @@ from swift_rm.gateway.local.batching import BatchQueue, Job, JobSampling
 from swift_rm.gateway.local.decoded_jobs import decode_jobs
 from swift_rm.gateway.local.prompts import KNOWN_FIELDS, PromptReader, refuse_unsupported
 from swift_rm.gateway.request.backend import Delta, ForwardedReply, PromptResult
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import GatewayError, ending
-from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.models.load import load_language_model, resolve
 from swift_rm.reward.identity import check_base_model, short_name

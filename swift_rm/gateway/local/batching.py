@@ -1,4 +1,4 @@
-"""Requests of many users share batches: one thread takes the oldest, and those that go with it, as soon as it is free."""
+"""Batch the requests of many users: one thread takes the oldest, and those that go with it, as soon as it is free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of a response while its tokens come: only what no later token can change."""
+"""Turn the tokens of a response into text while they come: only what no later token can change."""
 
 from __future__ import annotations
 

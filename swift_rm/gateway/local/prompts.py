@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import refused
-from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.sampling.generation import DEFAULT_NEW_TOKENS
 from swift_rm.tokens.encoding import check_vocabulary, encode_prompt, vocabulary_size
 

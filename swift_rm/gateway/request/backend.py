@@ -1,4 +1,4 @@
-"""What answers the gateway's requests: a model here, or a server elsewhere; both have this face."""
+"""The interface of a backend, which answers the gateway's requests: a model here, or a server elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from swift_rm.gateway.request.request import CompletionRequest
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.selection.candidates import Candidate, Ended
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ForwardedReply:
 
 
 class Backend(Protocol):
-    """What answers requests. Cancelling a call ends the work for it; failures are GatewayErrors.
+    """Answers requests. Cancelling a call ends the work for it; failures are GatewayErrors.
 
     ``forwards`` tells whether requests for the plain model pass through as they are (``forward``) or are answered and streamed
     here (``answer``, ``live``); ``rewards`` whether there is a reward model.

@@ -14,8 +14,8 @@ from swift_rm.api.endpoint import limit_name
 from swift_rm.api.reply import ApiResponse
 from swift_rm.api.reply_scoring import check_reward_model, response_candidates
 from swift_rm.gateway.request.backend import Delta, ForwardedReply, PromptResult
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import refused
-from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.gateway.upstream.client import UpstreamClient
 from swift_rm.gateway.upstream.faults import UpstreamFault, status_fault

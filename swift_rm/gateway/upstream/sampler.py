@@ -1,4 +1,4 @@
-"""Draw the candidates of one prompt from an upstream: in as few requests as it takes, again where they fail."""
+"""Sample the candidates of one prompt from an upstream: in as few requests as it takes, again where they fail."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from swift_rm.api.reply import ApiResponse, read_reply
 from swift_rm.api.request_scheduler import SEEDS
 from swift_rm.api.retry_delay import LONGEST_WAIT_S, backoff
 from swift_rm.api.usage import Usage
+from swift_rm.gateway.request.completion_request import CompletionRequest
 from swift_rm.gateway.request.errors import refused
-from swift_rm.gateway.request.request import CompletionRequest
 from swift_rm.gateway.upstream.client import Deadline, UpstreamClient, UpstreamReply
 from swift_rm.gateway.upstream.faults import UpstreamFault, status_fault, too_late, unreadable_reply
 from swift_rm.gateway.upstream.text_completions import as_chat, text_logprob_fields

@@ -1,4 +1,4 @@
-"""A reward model of log-probabilities, and questions to answer with it through the scripted server."""
+"""Requests for the best of N of an API, its reward model, and a server that fails on some questions, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request asks for, once names, limits and defaults have been applied to it."""
+"""Parse a completion's request: what it asks for, once names, limits and defaults have been applied to it."""
 
 from __future__ import annotations
 

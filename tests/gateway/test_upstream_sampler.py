@@ -10,15 +10,15 @@ import pytest
 
 from swift_rm.api.reply import read_reply
 from swift_rm.api.reply_scoring import response_candidates
+from swift_rm.gateway.request.completion_request import RequestLimits, parse_request
 from swift_rm.gateway.request.errors import GatewayError
-from swift_rm.gateway.request.request import RequestLimits, parse_request
 from swift_rm.gateway.request.settings import Settings
 from swift_rm.gateway.upstream import sampler
 from swift_rm.gateway.upstream.backend import UpstreamBackend
 from swift_rm.gateway.upstream.text_completions import as_chat
 from swift_rm.selection.rules import select
 from tests.api.api_server import KEY, MODEL, Left, answer, choice, choices, cut, drawn, leaks, raw, slow, status, text_choice
-from tests.api.best_of_choices import reward_model
+from tests.api.best_of_n_runs import reward_model
 
 MESSAGES = [{"role": "user", "content": "1 + 1"}]
 
