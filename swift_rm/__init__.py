@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swift_rm._version import __version__
+from swift_rm.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from swift_rm.api.best_of_n import ApiBestOfN
@@ -54,8 +54,4 @@ __all__ = [
     "score",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"swift_rm.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'swift_rm' has no attribute {name!r}")
+__getattr__ = lazy_exports("swift_rm", _HOMES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from swift_rm.cli.answers import STDOUT, Answering, answer_to_file, answer_to_terminal
 from swift_rm.cli.arguments import REWARD_HELP, Commands, add_api, add_model, add_sampling, command
+from swift_rm.cli.loading import load, sampling_of
 from swift_rm.cli.output import Result
 from swift_rm.records.question_records import QuestionRecord, read_records
 from swift_rm.selection.rule_table import DEFAULT_RULE, EXTERNAL_RULES, RULES
@@ -71,7 +71,7 @@ def run(args: Namespace) -> Result:
     )
     if asks_api(args):
         return answer_from_api(args, records)
-    model, tokenizer = _load(args)
+    model, tokenizer = load(args)
     questions = [encode_question(name, record, model, tokenizer, args) for name, record in records]
     answering = _prepare(args, model, tokenizer, questions)
     return answer_to_file(args, answering, questions) if args.input else answer_to_terminal(args, answering, questions)
@@ -96,14 +96,6 @@ def check_options(args: Namespace) -> None:
         raise ValueError("--wave and --min-gain say how to go on with --stop-at or --budget, neither of which is asked for")
     if args.input and args.out != STDOUT and Path(args.out).exists() and Path(args.out).samefile(args.input):
         raise ValueError(f"--out is the --input: {args.out}")
-
-
-def _load(args: Namespace) -> tuple[Any, Any]:
-    from swift_rm.models.load import load_language_model
-
-    return load_language_model(
-        args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=sys.stderr.isatty()
-    )
 
 
 def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[QuestionRecord]) -> Answering:
@@ -134,7 +126,7 @@ def _prepare(args: Namespace, model: Any, tokenizer: Any, questions: Sequence[Qu
 
     min_gain = MIN_GAIN if args.min_gain is None else args.min_gain
     longest = max(len(question.prompt_ids) for question in questions)
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    sampling = sampling_of(args)
     drawn = sampling_settings(model, longest, args.n, args.max_new_tokens, sampling)
 
     def ask(batch: Sequence[QuestionRecord], rule: Prune | None, **more: Any) -> list[BestOfN]:

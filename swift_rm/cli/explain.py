@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swift_rm.cli.arguments import REWARD_HELP, Commands, add_model, add_template, command
+from swift_rm.cli.loading import load
 from swift_rm.records.answered_questions import read_answered_questions
 from swift_rm.report.token_view_data import turns, view_candidate
 
@@ -32,7 +32,7 @@ def run(args: Namespace) -> Result:
     """Write the token view of a file's responses; raise ValueError that names the line of what cannot be read."""
     from swift_rm.cli.output import Result, listing
     from swift_rm.files.atomic_write import check_writable, write_whole
-    from swift_rm.models.load import load_language_model, resolve
+    from swift_rm.models.load import resolve
     from swift_rm.report.token_view import render_page
     from swift_rm.report.token_view_data import PageView, QuestionView
     from swift_rm.reward.identity import model_identity, short_name
@@ -46,9 +46,7 @@ def run(args: Namespace) -> Result:
     shown = questions[: args.questions]
     answered = [one for question in shown for one in question.answered[: args.n]]
     check_writable(args.out, [args.input])
-    model, tokenizer = load_language_model(
-        args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=sys.stderr.isatty()
-    )
+    model, tokenizer = load(args)
     rm = SwiftRewardModel.from_pretrained(resolve(args.reward_model)).to(model.device)
     prompts = [encode_prompt(tokenizer, one.prompt, args.chat_template_kwargs) for one in answered]
     responses = [encode_response(tokenizer, one.response) for one in answered]

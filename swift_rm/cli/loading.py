@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from swift_rm.cli.output import watched
-from swift_rm.models.load import load_language_model
 from swift_rm.records.duplicate_responses import check_files_once, check_responses_once
 from swift_rm.records.rollouts import Prompt, Rollout, read_rollouts
 
@@ -72,6 +71,8 @@ def open_task_of(args: Namespace, tokenizer: Any) -> Iterator[tuple[list[Any], C
 
 def load(args: Namespace) -> tuple[Any, Any]:
     """Load the language model and its tokenizer."""
+    from swift_rm.models.load import load_language_model
+
     return load_language_model(args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=watched())
 
 

@@ -5,8 +5,9 @@ The charts of an evaluation can be imported from here; matplotlib is needed only
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from swift_rm.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from swift_rm.report.plots.evaluation_charts import (
@@ -33,8 +34,4 @@ __all__ = [
     "left_out",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("swift_rm.report.plots.evaluation_charts"), name)
-    raise AttributeError(f"module 'swift_rm.report' has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, dict.fromkeys(__all__, "plots.evaluation_charts"))

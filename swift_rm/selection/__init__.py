@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from swift_rm.files.lazy_exports import lazy_exports
 from swift_rm.selection.rule_table import DEFAULT_RULE, EXTERNAL_RULES, RULES
 
 if TYPE_CHECKING:
@@ -53,8 +53,4 @@ __all__ = [
     "weighted_vote",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("swift_rm.selection.rules"), name)
-    raise AttributeError(f"module 'swift_rm.selection' has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, dict.fromkeys(__all__, "rules"))

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from swift_rm.records.rollouts import Prompt
 from swift_rm.selection.rules import select
 from swift_rm.tokens.region import Flag
-
-if TYPE_CHECKING:
-    pass
 
 Ended = Literal["all", "probability", "gain", "budget", "interrupted", "failed", "cancelled"]
 

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from swift_rm.files.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from swift_rm.hipo.trainer.hipo_trainer import HiPOTrainer
@@ -15,8 +16,4 @@ if TYPE_CHECKING:
 _HOMES = {"HiPOConfig": "trainer_config", "HiPOTrainer": "hipo_trainer"}
 __all__ = ["HiPOConfig", "HiPOTrainer"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'swift_rm.hipo.trainer' has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, _HOMES)
